@@ -1,0 +1,184 @@
+"""Checkpoints and exported files as one callable: pixels in, decoded predictions out.
+
+Shapes: B batch, H and W input pixels, N predictions of one image, C classes.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detector import engine
+from detector.boxes import Detections
+from detector.checkpoint import LoadedModel, load_model
+from detector.decode import decode, select
+from detector.errors import CheckpointError, ConfigError, MissingPackageError
+
+SUFFIXES = (".pt", ".onnx", ".engine")
+
+
+@dataclass(frozen=True, eq=False)
+class Backend:
+    """A detector read from any kind of file.
+
+    Called with images (B, 3, H, W) float32, 0 to 255, in the channel order of `input_convention`,
+    it returns the decoded predictions (B, N, 5 + C) float32 on the device of the images: cx, cy,
+    w, h in input pixels, objectness, class probabilities. Any B works, 0 included: more images than
+    `max_batch` are done in parts.
+    """
+
+    path: Path
+    names: tuple[str, ...]  # of the classes
+    imgsz: int  # side of the square input in pixels
+    input_convention: str
+    device: torch.device  # where `run` computes
+    run: Callable[[Tensor], Tensor]  # images on `device`, at most `max_batch` -> decoded
+    max_batch: int | None = None  # None: no limit
+    any_size: bool = False  # images of other sizes than `imgsz` work too
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self._check(images)
+        if len(images) == 0:
+            blank = torch.zeros(1, *images.shape[1:], device=images.device)
+            return self(blank)[:0]
+        parts = images.split(self.max_batch or len(images))
+        decoded = [self.run(part.to(self.device, torch.float32)) for part in parts]
+        return torch.cat(decoded).to(images.device)
+
+    def detect(self, images: Tensor, conf: float, iou: float, max_det: int) -> list[Detections]:
+        """Return the detections of each image, boxes in input pixels; as a family's `detect`."""
+        found: list[Detections] = select(self(images), conf, iou, max_det)
+        return found
+
+    def _check(self, images: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ConfigError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
+        height, width = images.shape[2:]
+        if not self.any_size and (height, width) != (self.imgsz, self.imgsz):
+            raise ConfigError(
+                f"{self.path}: takes images of {self.imgsz}x{self.imgsz}, got {height}x{width}; "
+                f"use imgsz={self.imgsz}, or export with another --imgsz"
+            )
+
+
+def load_backend(
+    path: str | Path, device: str | torch.device = "cpu", threads: int | None = None
+) -> Backend:
+    """Read a checkpoint (.pt), an ONNX file or a TensorRT engine as a `Backend`.
+
+    `threads` is for ONNX files, which compute on the CPU whatever the device; by default it is
+    torch's own number.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of another kind than its suffix says, or not
+            for this machine.
+        MissingPackageError: the file's runtime is not installed.
+    """
+    path, device = Path(path), torch.device(device)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise CheckpointError(f"{path}: unknown kind of model file; known: {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    if suffix == ".onnx":
+        return _load_onnx(path, threads)
+    if suffix == ".engine":
+        return _load_engine(path, device)
+    return wrap_checkpoint(load_model(path, device=str(device)), device)
+
+
+def wrap_checkpoint(loaded: LoadedModel, device: str | torch.device = "cpu") -> Backend:
+    """Return a checkpoint that is already on `device` as a `Backend`."""
+    model = loaded.model
+
+    def run(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return decode(model, model(images))
+
+    return Backend(
+        path=loaded.path,
+        names=tuple(loaded.names),
+        imgsz=loaded.imgsz,
+        input_convention=str(model.input_convention),
+        device=torch.device(device),
+        run=run,
+        any_size=True,
+    )
+
+
+def _load_onnx(path: Path, threads: int | None) -> Backend:
+    ort = onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own errors share no base below Exception
+        raise CheckpointError(f"{path}: not a readable ONNX file ({_one_line(error)})") from error
+    metadata = session.get_modelmeta().custom_metadata_map
+    names, imgsz, convention = _read_metadata(path, metadata)
+    source = session.get_inputs()[0]
+    batch = source.shape[0]  # a number, or the name of an open dimension
+
+    def run(images: Tensor) -> Tensor:
+        (decoded,) = session.run(None, {source.name: images.contiguous().numpy()})
+        return torch.from_numpy(decoded)
+
+    return Backend(
+        path=path,
+        names=names,
+        imgsz=imgsz,
+        input_convention=convention,
+        device=torch.device("cpu"),
+        run=run,
+        max_batch=batch if isinstance(batch, int) else None,
+    )
+
+
+def onnxruntime() -> Any:
+    """Import ONNX Runtime.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise MissingPackageError(
+            f"ONNX files need onnxruntime ({_one_line(error)}): "
+            "pip install 'evolve-detector[export]'"
+        ) from error
+    return ort
+
+
+def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[tuple[str, ...], int, str]:
+    """Return class names, input size and input convention from the metadata of an ONNX file."""
+    try:
+        names = tuple(map(str, json.loads(metadata["names"])))
+        return names, int(metadata["imgsz"]), metadata["input_convention"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: not written by detector.export: its metadata has no usable "
+            f"names, imgsz and input_convention ({_one_line(error)})"
+        ) from error
+
+
+def _load_engine(path: Path, device: torch.device) -> Backend:
+    sidecar, run = engine.load(path, device)
+    return Backend(
+        path=path,
+        names=tuple(sidecar["names"]),
+        imgsz=int(sidecar["imgsz"]),
+        input_convention=sidecar["input_convention"],
+        device=device,
+        run=run,
+        max_batch=int(sidecar["batch"]["max"]),
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,171 @@
+"""Weight files: written atomically, read with `weights_only=True`, complete in themselves.
+
+Schema of a checkpoint (a dict of tensors and plain Python values):
+
+    format       "evolve-detector/1"
+    model        {"name", "num_classes"}: what `build_model` needs
+    weights      state dict of the averaged (EMA) weights: what evaluation and export use
+    names        list of class names
+    imgsz        side of the square input, pixels
+    input_convention   "bgr-255"
+    config, hyp  the resolved TrainConfig and Hyp as dicts
+    metrics      of `weights` on the validation split
+    epoch        epochs done
+    versions     torch, python
+    state        only in last.pt: raw weights, optimizer, scaler, best, history, ...
+"""
+
+import os
+import pickle
+import platform
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from detector.errors import CheckpointError
+from detector.models import build_model
+
+FORMAT = "evolve-detector/1"
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A network ready for use: averaged weights, eval mode; `meta` is the rest of the file."""
+
+    model: nn.Module
+    names: tuple[str, ...]
+    imgsz: int
+    meta: dict[str, Any]
+    path: Path
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint so that `path` is always whole: the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        torch.save(content, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def model_content(
+    model: nn.Module, names: tuple[str, ...], imgsz: int, **more: Any
+) -> dict[str, Any]:
+    """Return the checkpoint content that `load_model` needs, and `more` beside it."""
+    return {
+        "format": FORMAT,
+        "model": {"name": model.name, "num_classes": model.num_classes},
+        "weights": {name: value.detach().cpu() for name, value in model.state_dict().items()},
+        "names": list(names),
+        "imgsz": imgsz,
+        "input_convention": model.input_convention,
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        **more,
+    }
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of ours without running any code from it.
+
+    Raises: `CheckpointError` for a missing, torn or foreign file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        RuntimeError,
+        pickle.UnpicklingError,
+        EOFError,
+        zipfile.BadZipFile,
+        ValueError,
+    ) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint (damaged or foreign)") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(f"{path}: not a checkpoint of this program (format {found!r})")
+    return content
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
+    """Read a checkpoint and build its network with the averaged weights.
+
+    Raises: `CheckpointError` for a missing, torn or foreign file, or one that does not fit.
+    """
+    content = read_checkpoint(path)
+    model = build_model(content["model"]["name"], content["model"]["num_classes"])
+    try:
+        model.load_state_dict(content["weights"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit {content['model']}") from error
+    meta = {name: value for name, value in content.items() if name not in ("weights", "state")}
+    model = model.to(device).eval()
+    return LoadedModel(model, tuple(content["names"]), int(content["imgsz"]), meta, Path(path))
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Names of the tensors of a model that a weight file filled, and of those it did not."""
+
+    loaded: tuple[str, ...]
+    reinitialised: tuple[str, ...]  # in the model; missing in the file or of another shape there
+    skipped: tuple[str, ...]  # in the file only
+
+
+def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
+    """Fill `model` in place from our checkpoint or an official YOLOX `.pth`, by name and shape.
+
+    Raises: `CheckpointError` when the file cannot be read or not one tensor fits.
+    """
+    source = _foreign_weights(Path(path))
+    own = model.state_dict()
+    fitting = {
+        name: value
+        for name, value in source.items()
+        if name in own and own[name].shape == value.shape
+    }
+    if not fitting:
+        raise CheckpointError(f"{path}: not one tensor fits {model.name} by name and shape")
+    model.load_state_dict(fitting, strict=False)
+    return LoadReport(
+        loaded=tuple(fitting),
+        reinitialised=tuple(name for name in own if name not in fitting),
+        skipped=tuple(name for name in source if name not in own),
+    )
+
+
+def _foreign_weights(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weight file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        RuntimeError,
+        pickle.UnpicklingError,
+        EOFError,
+        zipfile.BadZipFile,
+        ValueError,
+    ) as error:
+        raise CheckpointError(f"{path}: not a readable weight file (damaged or foreign)") from error
+    for key in ("weights", "model"):  # ours, official YOLOX
+        if (
+            isinstance(content, dict)
+            and isinstance(content.get(key), dict)
+            and "name" not in content[key]
+        ):
+            content = content[key]
+    tensors = {
+        name: value
+        for name, value in (content.items() if isinstance(content, dict) else ())
+        if isinstance(value, torch.Tensor)
+    }
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no tensors that could be loaded")
+    return tensors

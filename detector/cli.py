@@ -1,0 +1,65 @@
+"""What every command of the detector shares: `--json`, logging, errors as one line, exit codes.
+
+Exit codes: 0 done, 1 the run failed, 2 wrong usage or input, 130 interrupted.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from detector.errors import UserError
+
+log = logging.getLogger("detector")
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every command has."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.add_argument("--verbose", action="store_true", help="log details, show tracebacks")
+
+
+def run_command(
+    body: Callable[[argparse.Namespace], dict[str, Any] | None],
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None,
+) -> int:
+    """Parse `argv`, run `body`, and turn its result or its error into output and an exit code.
+
+    The dict that `body` returns is printed with `--json`; its key `exit_code` is the exit code.
+    """
+    try:
+        options = parser.parse_args(argv)
+    except SystemExit as stop:  # argparse: 0 for --help, 2 for wrong usage
+        return int(stop.code or 0)
+    _log_to_stderr(options.verbose)
+    try:
+        answer = body(options)
+    except UserError as error:
+        return _fail(error, getattr(error, "exit_code", 2), options.verbose)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (RuntimeError, OSError, ArithmeticError) as error:
+        return _fail(error, getattr(error, "exit_code", 1), options.verbose)
+    exit_code = int((answer or {}).pop("exit_code", 0))
+    if options.json:
+        print(json.dumps(answer or {}, default=str))
+    return exit_code
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _fail(error: BaseException, code: int, verbose: bool) -> int:
+    if verbose:
+        log.exception("traceback")
+    text = " ".join(str(error).split()) or type(error).__name__
+    print(f"error: {text}", file=sys.stderr)
+    return code

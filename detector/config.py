@@ -1,0 +1,293 @@
+"""What a training is told: `TrainConfig` (what, where, how long) and `Hyp` (the numbers to search).
+
+A value travels: dataclass default < the family's file (`hyp/yolox.yaml`) < `--hyp` file <
+command-line option or `--set` < a trial's parameters; it is checked once and then frozen.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detector.errors import ConfigError, did_you_mean
+
+OPTIMIZERS = ("SGD", "AdamW")
+SCHEDULES = ("cosine", "multistep", "constant")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a hyperparameter has an effect; `reason` says why it has none otherwise."""
+
+    reason: str
+    holds: Callable[["TrainConfig", "Hyp"], bool]
+
+
+def option(default: Any, text: str, low: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+    """Declare a `TrainConfig` field: default, lowest value or choices, one line of help."""
+    return field(default=default, metadata={"low": low, "choices": choices, "help": text})
+
+
+def gene(
+    default: float, low: float, high: float, text: str, active_when: Rule | None = None
+) -> Any:
+    """Declare a `Hyp` field: default, closed range, help with its unit, activity rule."""
+    metadata = {"low": low, "high": high, "help": text, "active_when": active_when}
+    return field(default=default, metadata=metadata)
+
+
+WITH_RAMP = Rule("the schedule has no final value", lambda config, hyp: config.schedule == "cosine")
+WITH_WARMUP = Rule("warmup_epochs is 0", lambda config, hyp: hyp.warmup_epochs > 0)
+WITH_TAIL = Rule("no_aug_epochs is 0, and L1 acts only then", lambda c, hyp: hyp.no_aug_epochs > 0)
+WITH_MOSAIC = Rule("mosaic is 0", lambda config, hyp: hyp.mosaic > 0)
+WITH_MIXUP = Rule("mosaic or mixup is 0", lambda config, hyp: hyp.mosaic > 0 and hyp.mixup > 0)
+WITHOUT_FULL_MOSAIC = Rule("mosaic is 1, so mosaic_scale_* act", lambda c, hyp: hyp.mosaic < 1)
+WITH_EMA = Rule("ema_decay is 0", lambda config, hyp: hyp.ema_decay > 0)
+
+
+@dataclass(frozen=True)
+class Hyp:
+    """Hyperparameters of a training, by the names of the field; fractions if no unit is given."""
+
+    # ---- optimizer
+    lr0: float = gene(0.003, 1e-7, 1.0, "learning rate at nbs images per optimizer step")
+    lrf: float = gene(0.05, 0.0, 1.0, "final learning rate as a fraction of lr0", WITH_RAMP)
+    momentum: float = gene(0.9, 0.0, 0.999, "SGD momentum, or beta1 of AdamW")
+    weight_decay: float = gene(0.0005, 0.0, 1.0, "decay of weights; norms and biases have none")
+    warmup_epochs: float = gene(1.5, 0.0, 1000.0, "epochs until lr0 is reached, quadratically")
+    warmup_lr: float = gene(0.0, 0.0, 1.0, "learning rate at the first step", WITH_WARMUP)
+    warmup_momentum: float = gene(0.9, 0.0, 0.999, "momentum at the first step", WITH_WARMUP)
+    nbs: int = gene(4, 1, 4096, "nominal batch: images per optimizer step")
+    ema_decay: float = gene(0.998, 0.0, 0.99999, "decay of the weight average; 0 turns it off")
+    ema_tau: float = gene(200.0, 1.0, 100000.0, "steps over which the decay ramps up", WITH_EMA)
+    # ---- losses
+    box: float = gene(5.0, 0.0, 1000.0, "gain of the IoU loss")
+    obj: float = gene(1.0, 0.0, 1000.0, "gain of the objectness loss")
+    cls: float = gene(1.0, 0.0, 1000.0, "gain of the class loss")
+    l1: float = gene(1.0, 0.0, 1000.0, "gain of the L1 loss in the last no_aug_epochs", WITH_TAIL)
+    no_aug_epochs: int = gene(2, 0, 1000, "last epochs without mosaic, mixup and affine, with L1")
+    # ---- assignment (SimOTA)
+    center_radius: float = gene(1.5, 0.1, 10.0, "candidate points around an object's centre, cells")
+    topk: int = gene(10, 1, 100, "largest IoUs whose sum is an object's number of positives")
+    iou_cost: float = gene(3.0, 0.0, 100.0, "weight of -ln(IoU) in the assignment cost")
+    cls_cost: float = gene(1.0, 0.0, 100.0, "weight of the class error in the assignment cost")
+    # ---- augmentation
+    mosaic: float = gene(0.5, 0.0, 1.0, "probability of a mosaic of four images")
+    mosaic_scale_min: float = gene(0.5, 0.05, 10.0, "smallest scale of a mosaic", WITH_MOSAIC)
+    mosaic_scale_max: float = gene(1.5, 0.05, 10.0, "largest scale of a mosaic", WITH_MOSAIC)
+    mixup: float = gene(0.0, 0.0, 1.0, "probability of blending another image in", WITH_MOSAIC)
+    mixup_scale_min: float = gene(0.5, 0.05, 10.0, "smallest scale of the other image", WITH_MIXUP)
+    mixup_scale_max: float = gene(1.5, 0.05, 10.0, "largest scale of the other image", WITH_MIXUP)
+    degrees: float = gene(0.0, 0.0, 180.0, "rotation, +- degrees")
+    translate: float = gene(0.1, 0.0, 1.0, "shift, +- fraction of the side")
+    scale: float = gene(0.5, 0.0, 0.95, "zoom of a single image, 1 +- this", WITHOUT_FULL_MOSAIC)
+    shear: float = gene(0.0, 0.0, 60.0, "shear, +- degrees")
+    perspective: float = gene(0.0, 0.0, 0.01, "perspective, +- fraction per pixel")
+    hsv_h: float = gene(0.015, 0.0, 0.5, "hue shift, +- fraction of the circle")
+    hsv_s: float = gene(0.5, 0.0, 1.0, "saturation gain, 1 +- this")
+    hsv_v: float = gene(0.4, 0.0, 1.0, "value (brightness) gain, 1 +- this")
+    fliplr: float = gene(0.5, 0.0, 1.0, "probability of a left-right flip")
+    flipud: float = gene(0.0, 0.0, 1.0, "probability of an up-down flip")
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "hyperparameter")
+        for low, high in (
+            ("mosaic_scale_min", "mosaic_scale_max"),
+            ("mixup_scale_min", "mixup_scale_max"),
+        ):
+            if getattr(self, low) > getattr(self, high):
+                raise ConfigError(
+                    f"{low}={getattr(self, low)} is above {high}={getattr(self, high)}"
+                )
+
+    @classmethod
+    def for_model(cls, name: str) -> "Hyp":
+        """Return the shipped start values of the model's family (`hyp/<family>.yaml`)."""
+        path = family_file(name)
+        return cls(**read_hyp_file(path)[0]) if path.is_file() else cls()
+
+    def dead(self, config: "TrainConfig") -> dict[str, str]:
+        """Return the names that have no effect under this configuration, with the reason."""
+        rules = {item.name: item.metadata["active_when"] for item in dataclasses.fields(self)}
+        return {
+            name: rule.reason
+            for name, rule in rules.items()
+            if rule and not rule.holds(config, self)
+        }
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What is trained, on what, where and for how long."""
+
+    model: str = option("yolox-nano", "network: `yolox-nano` ... `yolox-x`, `yolox-pico`")
+    data: str = option("data/shapes.yaml", "data set description (yaml), folder or *.data file")
+    weights: str = option("", "start from these weights (.pt, .pth); empty: from scratch")
+    imgsz: int = option(416, "side of the square network input, pixels, a multiple of 32", 32)
+    epochs: int = option(30, "passes over the training images", 1)
+    batch: int = option(16, "most images in one forward pass (memory); nbs is the step's size", 1)
+    optimizer: str = option("AdamW", "optimizer", choices=OPTIMIZERS)
+    schedule: str = option("cosine", "learning-rate schedule", choices=SCHEDULES)
+    amp: bool = option(True, "mixed precision where the device has it")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, ...")
+    workers: int = option(-1, "processes that load images; -1: by device", -1)
+    val_every: int = option(1, "evaluate every n epochs and at the last one", 1)
+    seed: int = option(0, "seed of initial weights, order and augmentation", 0)
+    fitness: Mapping[str, float] = field(
+        default_factory=lambda: {"mAP50-95": 0.5, "F1": 0.5},
+        metadata={"help": "weights of the metrics in the fitness", "low": None, "choices": ()},
+    )
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "setting")
+        if self.imgsz % 32:
+            nearest = max(32, round(self.imgsz / 32) * 32)
+            raise ConfigError(
+                f"imgsz={self.imgsz} must be a multiple of the largest stride (32): try {nearest}"
+            )
+
+
+HYP_NAMES = tuple(item.name for item in dataclasses.fields(Hyp))
+TRAIN_NAMES = tuple(item.name for item in dataclasses.fields(TrainConfig))
+
+
+def family_file(model: str) -> Path:
+    """Return the path of the shipped hyperparameters of a model's family."""
+    family = model.replace("_", "-").split("-")[0].split(":")[0]
+    return Path(__file__).resolve().parent.parent / "hyp" / f"{family}.yaml"
+
+
+def read_hyp_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the hyperparameters of a yaml file and the settings under its `train:` key.
+
+    Raises: `ConfigError` naming file and key for a missing file, wrong yaml, an unknown name, a
+    value of the wrong type or out of range.
+    """
+    values = _read_mapping(Path(path))
+    train = values.pop("train", None) or {}
+    if not isinstance(train, dict):
+        raise ConfigError(f"{path}: train must be a mapping of settings, not {train!r}")
+    for name in values:
+        if name not in HYP_NAMES:
+            hint = (
+                f"; {name} is a setting: put it under train:"
+                if name in TRAIN_NAMES
+                else did_you_mean(str(name), HYP_NAMES)
+            )
+            raise ConfigError(f"{path}: {name} is not a hyperparameter{hint}")
+    for name in train:
+        if name not in TRAIN_NAMES:
+            raise ConfigError(
+                f"{path}: train.{name} is not a setting{did_you_mean(str(name), TRAIN_NAMES)}"
+            )
+    try:
+        return (
+            {name: _convert(Hyp, name, value) for name, value in values.items()},
+            {name: _convert(TrainConfig, name, value) for name, value in train.items()},
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def resolve(
+    values: Mapping[str, Any], hyp_file: str | Path | None = None
+) -> tuple[TrainConfig, Hyp]:
+    """Merge defaults, the family's file, `hyp_file` and `values` (settings and hyperparameters).
+
+    Raises: `ConfigError` for an unknown name or a wrong value.
+    """
+    unknown = [name for name in values if name not in HYP_NAMES + TRAIN_NAMES]
+    if unknown:
+        hint = did_you_mean(unknown[0], HYP_NAMES + TRAIN_NAMES)
+        raise ConfigError(f"{unknown[0]} is neither a hyperparameter nor a setting{hint}")
+    file_hyp, file_train = read_hyp_file(hyp_file) if hyp_file else ({}, {})
+    given_train = {name: values[name] for name in values if name in TRAIN_NAMES}
+    given_hyp = {name: values[name] for name in values if name in HYP_NAMES}
+    config = TrainConfig(**_converted(TrainConfig, {**file_train, **given_train}))
+    start = dataclasses.asdict(Hyp.for_model(config.model))
+    try:
+        hyp = Hyp(**_converted(Hyp, {**start, **file_hyp, **given_hyp}))
+    except ConfigError as error:
+        wrong_in_file = hyp_file and not any(name in str(error) for name in given_hyp)
+        raise ConfigError(f"{hyp_file}: {error}" if wrong_in_file else str(error)) from error
+    return config, hyp
+
+
+def parse_assignments(pairs: list[str]) -> dict[str, Any]:
+    """Turn `["lr0=0.02", "optimizer=SGD"]` into a mapping; values are read as yaml."""
+    values = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"--set {pair}: expected name=value, for example lr0=0.02")
+        values[name.strip()] = yaml.safe_load(text)
+    return values
+
+
+def dump(config: TrainConfig, hyp: Hyp, header: str = "") -> str:
+    """Return yaml text that `--hyp` reads back: hyperparameters, and settings under `train:`."""
+    values = {**dataclasses.asdict(hyp), "train": dataclasses.asdict(config)}
+    comment = "".join(f"# {line}\n" for line in header.splitlines())
+    return comment + yaml.safe_dump(values, sort_keys=False)
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first_line = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not valid yaml: {first_line}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected `name: value` lines, got {type(values).__name__}")
+    return values
+
+
+def _converted(owner: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _convert(owner, name, value) for name, value in values.items()}
+
+
+def _convert(owner: type, name: str, value: Any) -> Any:
+    """Return `value` as the field's type: yaml reads `1e-3` as text and `2` as int."""
+    kind = next(item.type for item in dataclasses.fields(owner) if item.name == name)
+    if kind is bool:
+        words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+        value = words.get(str(value).strip().lower(), value)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name}={value!r} must be true or false")
+    elif kind in (int, float):
+        value = _number(name, value, kind)
+    elif kind is str:
+        value = "" if value is None else str(value)
+    return value
+
+
+def _number(name: str, value: Any, kind: type) -> float | int:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise ConfigError(f"{name}={value!r} must be a finite number")
+    if kind is int and number != int(number):
+        raise ConfigError(f"{name}={value!r} must be a whole number")
+    return kind(number)
+
+
+def _check_fields(values: Any, what: str) -> None:
+    for item in dataclasses.fields(values):
+        value, limits = getattr(values, item.name), item.metadata
+        if limits.get("choices") and value not in limits["choices"]:
+            allowed = ", ".join(limits["choices"])
+            raise ConfigError(f"{what} {item.name}={value!r} is unknown; allowed: {allowed}")
+        low, high = limits.get("low"), limits.get("high")
+        if item.type in (int, float):
+            _number(item.name, value, item.type)
+        if low is not None and (value < low or (high is not None and value > high)):
+            allowed = f"{low} to {high}" if high is not None else f"{low} or more"
+            raise ConfigError(f"{what} {item.name}={value} is out of range; allowed: {allowed}")

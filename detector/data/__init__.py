@@ -1,0 +1,1 @@
+"""Data sets: one reader per format giving `list[Sample]`; nothing downstream knows the format."""

@@ -1,0 +1,304 @@
+"""Data set descriptions (`data/*.yaml`): where the images are, in which format, with which classes.
+
+A description is a yaml file of ours or in the style of Ultralytics, a Darknet `*.data` file, or
+simply the folder of a set. docs/data.md lists the keys.
+"""
+
+import functools
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detector.data import coco, darknet, layout, voc, yolo
+from detector.data.cache import content_digest
+from detector.data.download import Download, fetch
+from detector.data.labels import Problems, read_lines
+from detector.data.layout import SPLITS
+from detector.data.sample import Sample
+from detector.data.shapes import CLASSES, ShapesConfig, generate
+from detector.errors import DataError, did_you_mean
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("yolo", "voc", "coco", "darknet", "shapes")
+KEYS = frozenset(
+    {"format", "path", *SPLITS, "names", "nc", "ignore", "on_error", "download", "size", "seed"}
+)
+FOREIGN_KEYS = frozenset({"roboflow", "valid"})  # Roboflow's; `valid` is another word for val
+SHAPES_KEYS = frozenset(field.name for field in fields(ShapesConfig))
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A data set that is there: its folder, classes and what each split is read from."""
+
+    path: Path  # the description
+    root: Path
+    format: str  # yolo, voc or coco: who reads the labels
+    names: tuple[str, ...]
+    splits: dict[str, tuple[str, ...]]  # train, val, test -> folders, lists, names or json files
+    ignore: tuple[str, ...] = ()  # classes whose objects are left out
+    skip_bad: bool = False  # count and leave out bad labels and images
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.names)
+
+
+def load_data(path: str | Path) -> DataConfig:
+    """Read a description and find its images; generate or download them when it says so.
+
+    The images are looked for under $DETECTOR_DATA, then beside the description, then in the
+    current folder; an absolute path is taken as it is.
+
+    Raises:
+        DataError: a missing file or folder, an unknown key or a wrong value.
+    """
+    path = layout.find_description(Path(path))
+    if path.is_dir():
+        inner = layout.description_inside(path)
+        return _describe(inner or path, _read_yaml(inner) if inner else {"path": str(path)})
+    if path.suffix == ".data":
+        return _describe(path, {"format": "darknet"})
+    return _describe(path, _read_yaml(path))
+
+
+def read_split(data: DataConfig, split: str) -> list[Sample]:
+    """Return the labelled images of train, val or test in a fixed order.
+
+    What was dropped, skipped or looks wrong is logged in one line each.
+
+    Raises:
+        DataError: no such split, no images, or bad labels or images.
+    """
+    if split not in data.splits:
+        allowed = ", ".join(data.splits)
+        raise DataError(f"{data.path}: there is no {split} split; there are: {allowed}")
+    entries = data.splits[split]
+    problems = Problems(f"{data.path}: {split}", data.skip_bad)
+    if data.format == "voc":
+        samples = voc.read_voc(data.root, entries, data.names, data.ignore, problems)
+        if split != "train":
+            voc.warn_overlap(data.root, split, entries, data.splits["train"])
+    elif data.format == "coco":
+        samples = coco.read_coco(data.root, entries, data.names, data.ignore, problems)
+    else:
+        samples = yolo.read_yolo(data.root, entries, data.names, problems)
+    problems.report()
+    if not samples:
+        raise DataError(f"{data.path}: the {split} split has no images that can be read")
+    _report_classes(data, split, samples)
+    return samples
+
+
+def digest(samples: Sequence[Sample]) -> str:
+    """Return a hex digest of the content: image bytes, boxes and labels; not of the paths."""
+    return content_digest(samples)
+
+
+def _report_classes(data: DataConfig, split: str, samples: Sequence[Sample]) -> None:
+    counts = Counter(int(label) for sample in samples for label in sample.labels)
+    log.info(
+        "%s: %s: %d images, %d boxes", data.path, split, len(samples), sum(counts.values())
+    )  # fmt: skip
+    unused = [name for index, name in enumerate(data.names) if not counts[index]]
+    if len(unused) == data.num_classes:
+        log.warning("%s: the %s split has no boxes at all", data.path, split)
+    elif unused and split == "train":
+        log.warning("%s: no box in the train split for: %s", data.path, ", ".join(unused))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file (UTF-8)") from error
+    except yaml.YAMLError as error:
+        raise DataError(f"{path}: not a yaml file: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: a description has lines `key: value`")
+    return content
+
+
+def _describe(path: Path, content: dict[str, Any]) -> DataConfig:
+    """Turn the content of a description into a checked `DataConfig`."""
+    content = dict(content)
+    if "valid" in content and "val" not in content:
+        content["val"] = content.pop("valid")
+    kind = content.get("format")
+    if kind is not None and kind not in FORMATS:
+        hint = did_you_mean(str(kind), FORMATS)
+        raise DataError(f"{path}: format {kind} is not known{hint}")
+    if kind is None and isinstance(content.get("train"), int):
+        content["format"] = kind = "shapes"  # a number of images to draw
+    _check_keys(path, content)
+    if kind == "darknet" or str(content.get("path", "")).endswith(".data"):
+        return _describe_darknet(path, content)
+    if kind == "shapes":
+        return _describe_shapes(path, content)
+    root = _find_root(path, content)
+    given = {split: _entries(path, content, split) for split in SPLITS if content.get(split)}
+    kind = kind or layout.detect_format(root, given)
+    if kind is None:
+        raise DataError(f"{root}: cannot tell the format; write `format:` (yolo, voc, coco)")
+    splits = layout.complete_splits(root, kind, given, path)
+    ignore = _ignored(path, content, kind)
+    names = _names(path, content) or _found_names(root, kind, splits, ignore, path)
+    return DataConfig(path, root, kind, names, splits, ignore, _skips(path, content))
+
+
+def _describe_darknet(path: Path, content: dict[str, Any]) -> DataConfig:
+    for key in content:
+        if key not in ("format", "path", "on_error"):
+            raise DataError(f"{path}: {key} is said by the .data file, it cannot be given here")
+    find = functools.partial(layout.find_existing, path)
+    file = path if path.suffix == ".data" else find(str(content.get("path")), str(path))
+    find = functools.partial(layout.find_existing, file)
+    data = darknet.read_data_file(file, find)
+    splits: dict[str, tuple[str, ...]] = {
+        split: (str(find(data.splits[split], str(file)).absolute()),)
+        for split in SPLITS
+        if split in data.splits
+    }
+    return DataConfig(
+        path, file.absolute().parent, "yolo", data.names, splits, skip_bad=_skips(path, content)
+    )
+
+
+def _describe_shapes(path: Path, content: dict[str, Any]) -> DataConfig:
+    values = {key: content[key] for key in SHAPES_KEYS if key in content}
+    try:
+        config = ShapesConfig(**values)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    names = _names(path, content) or CLASSES
+    if names != CLASSES:
+        raise DataError(f"{path}: the names of format shapes are {', '.join(CLASSES)}")
+    folder = content.get("path", "shapes")
+    parent = next(
+        (base for base in layout.candidates(path, folder) if (base / config.key).is_dir()),
+        path.parent / folder,
+    )
+    root = generate(config, parent)
+    splits: dict[str, tuple[str, ...]] = {
+        split: (f"images/{split}",) for split in SPLITS if getattr(config, split)
+    }
+    return DataConfig(path, root, "yolo", names, splits)
+
+
+def _check_keys(path: Path, content: dict[str, Any]) -> None:
+    for key in content:
+        if key not in KEYS | FOREIGN_KEYS:
+            raise DataError(f"{path}: {key} is not a known key{did_you_mean(str(key), KEYS)}")
+        if key in ("size", "seed") and content.get("format") != "shapes":
+            raise DataError(f"{path}: {key} belongs to format: shapes only")
+
+
+def _find_root(path: Path, content: dict[str, Any]) -> Path:
+    if path.is_dir():
+        return path
+    folder = content.get("path") or "."
+    if not isinstance(folder, str):
+        raise DataError(f"{path}: path: {folder!r} must be text")
+    for candidate in layout.candidates(path, folder):
+        if layout.is_filled(candidate):
+            return candidate
+    target = path.parent / folder
+    advice = f"put it by hand into {target}, or set DETECTOR_DATA to a folder with {path.stem}/"
+    if isinstance(content.get("download"), dict):  # the text of other tools is never followed
+        download = _download(path, content["download"])
+        fetch(download, target, f"{advice} ({', '.join(download.include)})")
+        return target
+    raise DataError(f"{path}: the folder {folder} does not exist; {advice}")
+
+
+def _download(path: Path, content: dict[str, Any]) -> Download:
+    known = [field.name for field in fields(Download)]
+    for key in content:
+        if key not in known:
+            raise DataError(f"{path}: download: {key} is not a key{did_you_mean(str(key), known)}")
+    missing = [key for key in known if key not in content]
+    if missing:
+        raise DataError(f"{path}: download: {missing[0]} is missing")
+    include = tuple(str(name) for name in content["include"])
+    return Download(
+        str(content["url"]), str(content["folder"]), include, str(content["digest"])
+    )  # fmt: skip
+
+
+def _entries(path: Path, content: dict[str, Any], key: str) -> tuple[str, ...]:
+    value = content[key]
+    values = value if isinstance(value, list) else [value]
+    for item in values:
+        if not isinstance(item, str) or not item:
+            raise DataError(f"{path}: {key}: {item!r} must be a folder, list file, name or json")
+    return tuple(values)
+
+
+def _names(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of a description; empty when it has none."""
+    names = content.get("names", [])
+    if isinstance(names, dict):
+        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+            raise DataError(f"{path}: names must be numbered 0 to {len(names) - 1} without gaps")
+        names = [names[index] for index in range(len(names))]
+    if not isinstance(names, list):
+        raise DataError(f"{path}: names must be a list, or numbers with names (0: person)")
+    for name in names:
+        if not isinstance(name, str | int) or isinstance(name, bool) or not str(name).strip():
+            raise DataError(f"{path}: the class name {name!r} must be text; write it in quotes")
+    checked = tuple(str(name).strip() for name in names)
+    repeated = [name for name, count in Counter(checked).items() if count > 1]
+    if repeated:
+        raise DataError(f"{path}: the class name {repeated[0]} occurs twice")
+    if "names" in content and not checked:
+        raise DataError(f"{path}: names is empty")
+    if "nc" in content and checked and content["nc"] != len(checked):
+        raise DataError(f"{path}: nc is {content['nc']}, but there are {len(checked)} names")
+    return checked
+
+
+def _found_names(
+    root: Path,
+    kind: str,
+    splits: dict[str, tuple[str, ...]],
+    ignore: tuple[str, ...],
+    path: Path,
+) -> tuple[str, ...]:
+    if kind == "yolo":
+        if (root / "classes.txt").is_file():  # as LabelImg writes it
+            return tuple(name for _, name in read_lines(root / "classes.txt"))
+        raise DataError(f"{path}: names is missing: YOLO labels have numbers only")
+    if kind == "voc":
+        names = voc.class_names(root)
+    else:
+        entries = [entry for split in splits.values() for entry in split]
+        names = coco.class_names([coco.find_json(root, entry) for entry in entries])
+    return tuple(name for name in names if name not in ignore)
+
+
+def _ignored(path: Path, content: dict[str, Any], kind: str) -> tuple[str, ...]:
+    ignore = content.get("ignore") or []
+    ignore = [ignore] if isinstance(ignore, str) else ignore
+    if not isinstance(ignore, list) or not all(isinstance(name, str) for name in ignore):
+        raise DataError(f"{path}: ignore: {ignore!r} must be a list of class names")
+    if ignore and kind == "yolo":
+        raise DataError(f"{path}: ignore: is for voc and coco; YOLO labels have no names")
+    both = sorted(set(ignore) & set(_names(path, content)))
+    if both:
+        raise DataError(f"{path}: {both[0]} is in names and in ignore")
+    return tuple(ignore)
+
+
+def _skips(path: Path, content: dict[str, Any]) -> bool:
+    value = content.get("on_error", "raise")
+    if value not in ("raise", "skip"):
+        raise DataError(f"{path}: on_error: {value!r} must be raise or skip")
+    return bool(value == "skip")

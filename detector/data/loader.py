@@ -1,0 +1,134 @@
+"""Batches of training and validation pictures, in an order that seed and epoch alone decide.
+
+An item of the loader is (epoch, index, tail): what a picture becomes is a function of these and of
+the seed, so workers hold no state and cannot miss the switch to the no-augmentation tail.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from detector.augment import letterbox, place_boxes, render, sample_plan
+from detector.config import Hyp
+from detector.data.cache import ImageCache, scaled_size
+from detector.data.sample import Sample
+
+Item = tuple[int, int, bool]  # epoch, index of the sample, tail
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """`images` (B, 3, H, W) uint8 BGR; `targets` one dict of boxes and labels an image."""
+
+    images: torch.Tensor
+    targets: list[dict[str, torch.Tensor]]
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on `device`; images become float32, 0 to 255, channels last."""
+        images = self.images.to(device, non_blocking=True).float()
+        targets = [
+            {name: value.to(device, non_blocking=True) for name, value in target.items()}
+            for target in self.targets
+        ]
+        return Batch(images.contiguous(memory_format=torch.channels_last), targets)
+
+
+class TrainingPictures(Dataset):
+    """Augmented pictures of a list of samples."""
+
+    def __init__(
+        self, samples: Sequence[Sample], cache: ImageCache, imgsz: int, hyp: Hyp, seed: int
+    ) -> None:
+        self.cache, self.size, self.hyp, self.seed = cache, (imgsz, imgsz), hyp, seed
+        self.shapes = [scaled_size(sample.size, imgsz) for sample in samples]
+        self.boxes: list[np.ndarray] = []
+        self.labels: list[np.ndarray] = []
+        for sample, shape in zip(samples, self.shapes, strict=True):
+            trained = ~sample.crowd
+            to_cached = np.array(shape[::-1] * 2) / np.array(sample.size[::-1] * 2)
+            self.boxes.append((sample.boxes[trained] * to_cached).astype(np.float32))
+            self.labels.append(sample.labels[trained])
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, item: Item) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        epoch, index, tail = item
+        rng = np.random.default_rng([self.seed, 1, epoch, index])
+        plan = sample_plan(index, self.shapes, self.size, self.hyp, rng, tail)
+        return render(plan, self.cache), *place_boxes(plan, self.boxes, self.labels)
+
+
+class EpochOrder(Sampler[list[Item]]):
+    """The batches of one epoch: a permutation drawn from (seed, epoch)."""
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.epoch, self.tail = 0, False
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        order = np.random.default_rng([self.seed, 0, self.epoch]).permutation(self.count)
+        for start in range(0, self.count, self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            yield [(self.epoch, int(index), self.tail) for index in chosen]
+
+
+def collate(items: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Batch:
+    """Stack pictures and keep each picture's targets as a dict of tensors."""
+    images = torch.from_numpy(np.stack([image for image, _, _ in items]))
+    targets = [
+        {"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(labels)}
+        for _, boxes, labels in items
+    ]
+    return Batch(images.permute(0, 3, 1, 2), targets)
+
+
+class TrainingLoader:
+    """Batches of an epoch; `loader.epoch(3, tail=False)` iterates over those of epoch 3.
+
+    Worker processes, if any, live as long as the loader.
+    """
+
+    def __init__(
+        self, pictures: TrainingPictures, batch_size: int, workers: int, pin_memory: bool
+    ) -> None:
+        self.order = EpochOrder(len(pictures), batch_size, pictures.seed)
+        self.loader: DataLoader = DataLoader(
+            pictures,
+            batch_sampler=self.order,
+            collate_fn=collate,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+            worker_init_fn=_one_thread if workers else None,
+        )
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def epoch(self, epoch: int, tail: bool) -> Iterator[Batch]:
+        """Yield the batches of `epoch`."""
+        self.order.epoch, self.order.tail = epoch, tail
+        yield from self.loader
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(1)
+
+
+def validation_batches(
+    cache: ImageCache, count: int, imgsz: int, batch_size: int
+) -> Iterator[tuple[list[int], torch.Tensor, list[float]]]:
+    """Yield (indices, images (B, 3, H, W) uint8, scale of each from cached to input pixels)."""
+    for start in range(0, count, batch_size):
+        indices = list(range(start, min(count, start + batch_size)))
+        boxed = [letterbox(cache[index], (imgsz, imgsz)) for index in indices]
+        images = torch.from_numpy(np.stack([image for image, _ in boxed])).permute(0, 3, 1, 2)
+        yield indices, images, [scale for _, scale in boxed]

@@ -1,0 +1,48 @@
+"""Raw maps to boxes, scores and labels; export traces the first half of it.
+
+Letters: B images, N points, C classes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from detector.boxes import Detections, batched_nms, cxcywh_to_xyxy
+from detector.models.yolox import flatten_raw, make_grid, raw_to_cxcywh
+
+MAX_CANDIDATES = 1000  # best boxes of an image that enter NMS
+
+
+def decode(model: nn.Module, raw: Sequence[Tensor]) -> Tensor:
+    """Raw maps to (B, N, 5 + C) float32: cx, cy, w, h in input pixels, objectness, classes.
+
+    Objectness and class probabilities lie between 0 and 1. The grid comes from the shapes of
+    `raw`, so the function can be traced for any batch size.
+    """
+    table = flatten_raw(raw)
+    cells, strides = make_grid(raw, model.strides)
+    return torch.cat((raw_to_cxcywh(table, cells, strides), table[..., 4:].sigmoid()), dim=-1)
+
+
+@torch.no_grad()
+def select(decoded: Tensor, conf: float, iou: float, max_det: int) -> list[Detections]:
+    """The objects of each image of `decoded` (B, N, 5 + C), on the same device.
+
+    score = objectness * best class. Boxes below `conf` go first; the best 1000 (or `max_det`, if
+    that is more) of the rest go through class-aware NMS at `iou`; at most `max_det` are returned.
+    """
+    best, labels = decoded[..., 5:].max(dim=-1)
+    scores = best * decoded[..., 4]  # (B, N)
+    most = min(max(MAX_CANDIDATES, max_det), scores.shape[1])
+    scores, order = scores.topk(most, dim=1)
+    labels = labels.gather(1, order)
+    boxes = cxcywh_to_xyxy(decoded[..., :4].gather(1, order[..., None].expand(-1, -1, 4)))
+    found = []
+    for image_boxes, image_scores, image_labels in zip(boxes, scores, labels, strict=True):
+        sure = image_scores >= conf
+        image_boxes, image_scores = image_boxes[sure], image_scores[sure]
+        image_labels = image_labels[sure]
+        keep = batched_nms(image_boxes, image_scores, image_labels, iou)[:max_det]
+        found.append(Detections(image_boxes[keep], image_scores[keep], image_labels[keep]))
+    return found

@@ -1,0 +1,119 @@
+"""The bridge to a search: a training as a function from parameters to metrics.
+
+`evolve` calls this module by name (`objective: detector.objective`) and knows nothing else of the
+detector. Inside a study nothing is tracked here: the study's process logs what it is told.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import torch
+
+from detector.checkpoint import load_model
+from detector.config import TRAIN_NAMES, resolve
+from detector.data.description import digest, load_data, read_split
+from detector.train import train
+
+
+class Context(Protocol):
+    """What a study tells a trial; see DESIGN section 4."""
+
+    seed: int
+    directory: Path
+    devices: list[str]
+    threads: int
+    attempt: int
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Tell the study how far the trial is; True asks the trial to stop now."""
+
+
+def evaluate(params: Mapping[str, Any], context: Context) -> dict[str, float]:
+    """Train with `params` and return the metrics of the last epoch's averaged weights.
+
+    Goes on from `weights/last.pt` in the context's directory if an earlier attempt left one.
+    """
+    torch.set_num_threads(context.threads)
+    cv2.setNumThreads(context.threads)
+    own = {"seed": context.seed, "device": context.devices[0]}
+    config, hyp = resolve({**params, **own})
+    result = train(config, hyp, context.directory, report=context.report, resume=True)
+    return result.metrics
+
+
+def preflight(params: Mapping[str, Any], space: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Check settings and data before a study, and return its dead hyperparameters with reasons.
+
+    `space` maps each searched name to its keys (low, high, choices). A name is dead when its
+    activity rule fails at every corner of the space that could make it act.
+
+    Raises: `UserError` (a `ValueError`) for wrong settings, names, bounds or data.
+    """
+    config, _ = resolve(params)
+    data = load_data(config.data)
+    for split in ("train", "val"):
+        read_split(data, split)
+    reasons: dict[str, str] | None = None
+    for corner in _corners(params, space):
+        config, hyp = resolve(corner)
+        dead = hyp.dead(config)
+        reasons = dead if reasons is None else {k: v for k, v in reasons.items() if k in dead}
+    return {name: reason for name, reason in (reasons or {}).items() if name in space}
+
+
+def _corners(
+    params: Mapping[str, Any], space: Mapping[str, Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Yield the extreme parameters: all low, all high, the start, for each choice."""
+    ranges = {name: keys for name, keys in space.items() if "low" in keys}
+    choices = {name: keys["choices"] for name, keys in space.items() if keys.get("choices")}
+    for chosen in itertools.product(*choices.values()):
+        picked = {**params, **dict(zip(choices, chosen, strict=True))}
+        yield picked
+        for edge in ("low", "high"):
+            yield picked | {name: keys[edge] for name, keys in ranges.items()}
+
+
+def train_fields() -> set[str]:
+    """Return the names that are settings of a training, not hyperparameters."""
+    return set(TRAIN_NAMES)
+
+
+def describe(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a tracker should know of a study: data, its digests, versions, all values."""
+    config, hyp = resolve(params)
+    data = load_data(config.data)
+    return {
+        "data": config.data,
+        "digests": {split: digest(read_split(data, split)) for split in ("train", "val")},
+        "classes": list(data.names),
+        "torch": torch.__version__,
+        "config": dataclasses.asdict(config),
+        "hyp": dataclasses.asdict(hyp),
+    }
+
+
+def retrain(params: Mapping[str, Any], context: Context, **changes: Any) -> dict[str, float]:
+    """Train again with some settings changed, for example more epochs."""
+    return evaluate({**params, **changes}, context)
+
+
+def export(checkpoint: str | Path, formats: Sequence[str] | None, out: str | Path) -> list[Path]:
+    """Write the checkpoint in the given formats into `out`; return all files written."""
+    from detector.export import export as export_model
+
+    files = export_model(checkpoint, formats, out=out)
+    return [path for file in files for path in (file.path, file.sidecar) if path is not None]
+
+
+def pictures(checkpoint: str | Path, out: str | Path, count: int = 4) -> list[Path]:
+    """Draw detections beside the labels of a few validation images into `out`."""
+    from detector.predict import draw_validation
+
+    loaded = load_model(checkpoint)
+    data = load_data(loaded.meta["config"]["data"])
+    return draw_validation(loaded, read_split(data, "val")[:count], Path(out))

@@ -1,0 +1,104 @@
+"""The ONNX graph of a network: plain pixels in, decoded predictions out; the only file with `onnx`.
+
+Shapes: B batch, H and W input pixels, N predictions of one image, C classes.
+"""
+
+import json
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detector.decode import decode
+from detector.errors import ConfigError, MissingPackageError
+
+INPUT = "images"
+OUTPUT = "output"
+OPSETS = range(11, 21)  # 11: first with the Resize that upsampling needs; 20: last of the exporter
+INSTALL = "pip install 'evolve-detector[export]'"
+
+
+class DecodedModel(nn.Module):
+    """A network and its decoding as one module: images (B, 3, H, W) -> (B, N, 5 + C)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return decode(self.model, self.model(images))
+
+
+def require_packages() -> None:
+    """Import what writing an ONNX file needs, so that nothing starts that cannot end.
+
+    Raises:
+        MissingPackageError: onnx or onnxslim cannot be imported.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxslim  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError(
+            f"ONNX export needs onnx and onnxslim ({error}): {INSTALL}"
+        ) from error
+
+
+def check_opset(opset: int) -> None:
+    """Raise ConfigError when the exporter cannot write this version of the operator set."""
+    if opset not in OPSETS:
+        raise ConfigError(f"opset={opset} is not available; allowed: {OPSETS[0]} to {OPSETS[-1]}")
+
+
+def trace(model: nn.Module, imgsz: int, opset: int, dynamic: bool) -> bytes:
+    """Return the slimmed ONNX graph of `model` with its decoding, for square images of `imgsz`.
+
+    `dynamic` leaves the batch open; without it the graph takes one image at a time.
+    The TorchScript exporter is used: with torch 2.14 it takes 0.4 s where the dynamo exporter takes
+    7 to 11 s, and after slimming both graphs have the same nodes. Its notes about deprecation and
+    traced constants are kept from the user: the caller compares the outputs.
+    """
+    import onnx
+    import onnxslim
+
+    wrapper = DecodedModel(model).eval()
+    example = torch.zeros(2 if dynamic else 1, 3, imgsz, imgsz)
+    open_batch = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}} if dynamic else None
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "traced.onnx"
+        torch.onnx.export(
+            wrapper,
+            (example,),
+            str(path),
+            dynamo=False,
+            opset_version=opset,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_axes=open_batch,
+        )
+        slim = onnxslim.slim(onnx.load(str(path)))
+    return bytes(slim.SerializeToString())
+
+
+def with_metadata(graph: bytes, metadata: Mapping[str, Any]) -> bytes:
+    """Return `graph` with `metadata` inside: strings as they are, everything else as JSON.
+
+    The result has passed the ONNX checker, shape inference included.
+    """
+    import onnx
+
+    model = onnx.load_from_string(graph)
+    onnx.helper.set_model_props(
+        model,
+        {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in metadata.items()
+        },
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())

@@ -1,0 +1,18 @@
+"""What a training gives back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of `train`; `metrics` and `fitness` are the last epoch's averaged weights'."""
+
+    fitness: float
+    metrics: dict[str, float]
+    best: dict[str, float]  # metrics of best.pt, with its epoch (from 1)
+    best_checkpoint: Path
+    directory: Path
+    epochs: int  # done, earlier runs that were resumed included
+    seconds: float  # of this run
+    ended: str  # "finished" or "stopped" (by the caller's report)

@@ -1,0 +1,295 @@
+"""`evolve.yaml` as frozen dataclasses; an unknown key is an error with a suggestion."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from evolve.errors import ConfigError, did_you_mean
+from evolve.space import Params, Space, finite_number
+from evolve.yamlfile import parse_value, read_yaml
+
+STUDIES = Path("runs/evolve")  # one folder a study, under the working directory
+DEFAULT_METRIC = "fitness"
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """Which study, how many generations in total, and where Optuna keeps it."""
+
+    name: str = "study"
+    generations: int = 300
+    seed: int = 0
+    storage: str = "sqlite:///runs/evolve.db"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """Something chosen by name, with its options: a strategy, a pruning rule."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ConfirmOptions:
+    """How many finalists are trained again, and with how many new seeds each; 0 is off."""
+
+    finalists: int = 3
+    seeds: int = 3
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How many trials run at once; `per_device` counts trials sharing one GPU."""
+
+    count: int | Literal["auto"] = "auto"
+    per_device: int = 1
+
+
+@dataclass(frozen=True)
+class TrackingOptions:
+    """The MLflow store; `uri` None is no tracking."""
+
+    uri: str | None = "sqlite:///runs/mlflow.db"
+    experiment: str = "evolve"
+
+
+@dataclass(frozen=True)
+class Start:
+    """The start values: `values` as they stand, `train` the section of that name, `source` a label."""
+
+    values: Params = field(default_factory=dict)
+    train: Params = field(default_factory=dict)
+    source: str = "start"
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A whole evolve.yaml. `fitness` maps metric names to weights; `source` names the file."""
+
+    objective: str
+    space: Space
+    study: StudyOptions = field(default_factory=StudyOptions)
+    settings: Params = field(default_factory=dict)
+    fitness: dict[str, float] = field(default_factory=lambda: {DEFAULT_METRIC: 1.0})
+    strategy: Plugin = field(default_factory=lambda: Plugin("genetic"))
+    start: Start = field(default_factory=Start)
+    pruning: Plugin = field(default_factory=lambda: Plugin("none"))
+    confirm: ConfirmOptions = field(default_factory=ConfirmOptions)
+    workers: WorkerOptions = field(default_factory=WorkerOptions)
+    tracking: TrackingOptions = field(default_factory=TrackingOptions)
+    source: str = "evolve.yaml"
+
+    @property
+    def directory(self) -> Path:
+        """Folder of the study's files."""
+        return STUDIES / self.study.name
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must stay the same for trials of one study to be comparable (JSON types)."""
+        return {
+            "objective": self.objective,
+            "settings": self.settings,
+            "fitness": self.fitness,
+            "start": {**self.start.train, **self.start.values},
+            "space": {name: _bounds(keys) for name, keys in self.space.to_dict().items()},
+            "seed": self.study.seed,
+        }
+
+
+SECTIONS = ("metric", "limits", *(f.name for f in fields(StudyConfig) if f.name != "source"))
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> StudyConfig:
+    """Read evolve.yaml and apply `key.name=value` overrides. Raises: ConfigError."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; name the study's file with --config")
+    tree = read_yaml(path)
+    for override in overrides:
+        _override(tree, override)
+    return parse_config(tree, path)
+
+
+def parse_config(tree: Mapping[str, Any], path: Path = Path("evolve.yaml")) -> StudyConfig:
+    """Check a tree read from YAML; `path` is named in messages. Raises: ConfigError."""
+    for key in tree:
+        if key not in SECTIONS:
+            raise ConfigError(f"{path}: {key} is not a section{did_you_mean(str(key), SECTIONS)}")
+    for key in ("objective", "space"):
+        if not tree.get(key):
+            raise ConfigError(f"{path}: {key} is missing")
+    section = _Reader(path, tree)
+    section.mapping("limits", ())
+    space = {name: keys for name, keys in section.anything("space").items() if keys is not None}
+    return StudyConfig(
+        objective=section.text("objective"),
+        space=Space.from_dict(space, str(path)),
+        study=_study(section),
+        settings=section.anything("settings"),
+        fitness=_fitness(section),
+        strategy=_plugin(section, "strategy", "genetic"),
+        start=_start(section),
+        pruning=_plugin(section, "pruning", "none"),
+        confirm=_confirm(section),
+        workers=_workers(section),
+        tracking=_tracking(section),
+        source=str(path),
+    )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Typed look-ups in one mapping; `prefix` is the dotted name of that mapping."""
+
+    path: Path
+    tree: Mapping[str, Any]
+    prefix: str = ""
+
+    def where(self, key: str) -> str:
+        return f"{self.path}: {self.prefix}{key}"
+
+    def anything(self, key: str) -> dict[str, Any]:
+        """Return a mapping with any keys; nothing there is an empty one."""
+        value = self.tree.get(key)
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{self.where(key)} must be a mapping, got {value!r}")
+        return {str(name): entry for name, entry in value.items()}
+
+    def mapping(self, key: str, allowed: Iterable[str]) -> "_Reader":
+        """Return a reader of a mapping that may hold only the allowed keys."""
+        allowed = tuple(allowed)
+        tree = self.anything(key)
+        for name in tree:
+            if name not in allowed:
+                raise ConfigError(
+                    f"{self.where(key)}.{name} is not a key{did_you_mean(name, allowed)}"
+                )
+        return _Reader(self.path, tree, f"{self.prefix}{key}.")
+
+    def text(self, key: str, default: str = "") -> str:
+        value = self.tree.get(key, default)
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"{self.where(key)} must be text, got {value!r}")
+        return value
+
+    def integer(self, key: str, default: int, low: int) -> int:
+        value = self.tree.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ConfigError(
+                f"{self.where(key)} must be a whole number of {low} or more, got {value!r}"
+            )
+        return value
+
+
+def _study(section: _Reader) -> StudyOptions:
+    study = section.mapping("study", (f.name for f in fields(StudyOptions)))
+    defaults = StudyOptions()
+    name = study.text("name", defaults.name)
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        raise ConfigError(
+            f"{study.where('name')}={name!r} names a folder: use letters, digits, dot, - and _"
+        )
+    return StudyOptions(
+        name=name,
+        generations=study.integer("generations", defaults.generations, 0),
+        seed=study.integer("seed", defaults.seed, 0),
+        storage=study.text("storage", defaults.storage),
+    )
+
+
+def _fitness(section: _Reader) -> dict[str, float]:
+    if section.tree.get("fitness") and section.tree.get("metric"):
+        raise ConfigError(f"{section.path}: give fitness (weights) or metric (one name), not both")
+    weights = section.anything("fitness") or {section.text("metric", DEFAULT_METRIC): 1.0}
+    checked = {
+        name: finite_number(weight, section.where(f"fitness.{name}"))
+        for name, weight in weights.items()
+    }
+    if not any(checked.values()):
+        raise ConfigError(f"{section.where('fitness')}: all weights are 0")
+    return checked
+
+
+def _plugin(section: _Reader, key: str, default: str) -> Plugin:
+    value = section.tree.get(key)
+    if isinstance(value, Mapping):
+        options = section.anything(key)
+        name = _Reader(section.path, options, f"{key}.").text("name")
+        return Plugin(name, {option: options[option] for option in options if option != "name"})
+    return Plugin(section.text(key) if value is not None else default)
+
+
+def _start(section: _Reader) -> Start:
+    value = section.tree.get("start")
+    if value is None:
+        return Start()
+    if isinstance(value, Mapping):
+        return _start_of(section.anything("start"), section.where("start"))
+    name = section.text("start")
+    for folder in (section.path.parent, Path()):
+        if (folder / name).is_file():
+            return _start_of(read_yaml(folder / name), str(folder / name))
+    raise ConfigError(f"{section.where('start')}: there is no file {name}")
+
+
+def _start_of(tree: dict[str, Any], source: str) -> Start:
+    train = tree.pop("train", None) or {}
+    if not isinstance(train, Mapping):
+        raise ConfigError(f"{source}: train must be a mapping, got {train!r}")
+    return Start(values=tree, train=dict(train), source=source)
+
+
+def _confirm(section: _Reader) -> ConfirmOptions:
+    if section.tree.get("confirm", {}) in (0, None, False):
+        return ConfirmOptions(finalists=0, seeds=0)
+    confirm = section.mapping("confirm", (f.name for f in fields(ConfirmOptions)))
+    return ConfirmOptions(confirm.integer("finalists", 3, 0), confirm.integer("seeds", 3, 0))
+
+
+def _workers(section: _Reader) -> WorkerOptions:
+    if isinstance(section.tree.get("workers"), int):
+        return WorkerOptions(count=section.integer("workers", 1, 1))
+    workers = section.mapping("workers", (f.name for f in fields(WorkerOptions)))
+    per_device = workers.integer("per_device", 1, 1)
+    if workers.tree.get("count", "auto") == "auto":
+        return WorkerOptions(per_device=per_device)
+    return WorkerOptions(workers.integer("count", 1, 1), per_device)
+
+
+def _tracking(section: _Reader) -> TrackingOptions:
+    value = section.tree.get("tracking", {})
+    if value is None or value is False or value == "none":
+        return TrackingOptions(uri=None)
+    tracking = section.mapping("tracking", (f.name for f in fields(TrackingOptions)))
+    defaults = TrackingOptions()
+    experiment = tracking.text("experiment", defaults.experiment)
+    if tracking.tree.get("uri", "") is None:
+        return TrackingOptions(None, experiment)
+    return TrackingOptions(tracking.text("uri", defaults.uri or ""), experiment)
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    """Set one `dotted.name=value` in the tree; missing mappings on the way are made."""
+    dotted, equals, text = override.partition("=")
+    names = dotted.strip().split(".")
+    if not equals or not all(names):
+        raise ConfigError(f"--set {override}: write it as section.key=value")
+    if names[0] not in SECTIONS:
+        raise ConfigError(
+            f"--set {override}: {names[0]} is not a section{did_you_mean(names[0], SECTIONS)}"
+        )
+    branch = tree
+    for name in names[:-1]:
+        if not isinstance(branch.get(name), dict):
+            branch[name] = {"name": branch[name]} if isinstance(branch.get(name), str) else {}
+        branch = branch[name]
+    branch[names[-1]] = parse_value(text, f"--set {override}")
+
+
+def _bounds(keys: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in keys.items() if key not in ("sigma", "locked")}

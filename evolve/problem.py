@@ -1,0 +1,101 @@
+"""What a study searches: genes, their start values, and the constants beside them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evolve.config import StudyConfig
+from evolve.errors import ConfigError
+from evolve.objective import Objective
+from evolve.space import Params, Space
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The searched space, its start values, and every other value that evaluate gets.
+
+    `dead` maps names that the preflight found without effect to the reason.
+    """
+
+    space: Space
+    start: Params
+    constants: Params
+    dead: dict[str, str]
+
+    def params(self, trial_params: Mapping[str, Any]) -> Params:
+        """Return all values that evaluate gets for a trial."""
+        return {**self.constants, **trial_params}
+
+
+def build_problem(
+    config: StudyConfig, objective: Objective | None, notice: Callable[[str], None]
+) -> Problem:
+    """Find the start values, ask the objective for dead genes, and lock those.
+
+    `notice` gets a line for whatever is not as the files say. Raises: ConfigError.
+    """
+    start = start_values(config, notice)
+    dead = _preflight(config, objective, start)
+    for name, reason in dead.items():
+        notice(f"not searched: {name} has no effect here ({reason}); it stays at {start[name]}")
+    space = config.space.lock(dead)
+    constants = {**config.start.train, **config.start.values, **config.settings, **start}
+    searched = space.searched()
+    if not searched.genes:
+        raise ConfigError(f"{config.source}: space: nothing is left to search")
+    return Problem(
+        space=searched,
+        start={name: start[name] for name in searched.names},
+        constants={name: value for name, value in constants.items() if name not in searched.names},
+        dead=dead,
+    )
+
+
+def start_values(config: StudyConfig, notice: Callable[[str], None]) -> Params:
+    """Return an allowed start value for every gene, the nearest one to what the files say."""
+    given = {**config.start.train, **config.start.values, **config.settings}
+    start: Params = {}
+    for gene in config.space.genes:
+        if gene.name not in given:
+            start[gene.name] = gene.middle()
+            if config.start.values:
+                notice(f"{config.start.source} has no {gene.name}: it starts at {gene.middle()}")
+            continue
+        value = given[gene.name]
+        start[gene.name] = gene.nearest(value, config.start.source)
+        if start[gene.name] != value:
+            notice(
+                f"{config.start.source}: {gene.name}={value} is outside its space:"
+                f" it starts at {start[gene.name]}"
+            )
+    return start
+
+
+def best_values(
+    config: StudyConfig, objective: Objective | None, problem: Problem, params: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return every value of a configuration as best.yaml holds it: hyperparameters, and `train:`.
+
+    A name belongs to `train` if the settings, the start file's `train` section or the objective say so.
+    """
+    train_fields = objective.optional("train_fields") if objective else None
+    train_names = {*config.start.train, *config.settings, *(train_fields() if train_fields else ())}
+    values = problem.params(params)
+    top = [name for name in values if name in config.start.values or name not in train_names]
+    ordered = [*(name for name in config.start.values if name in top), *top]
+    best = {name: values[name] for name in ordered}
+    train = {name: value for name, value in values.items() if name not in best}
+    return {**best, "train": train} if train else best
+
+
+def _preflight(
+    config: StudyConfig, objective: Objective | None, start: Params
+) -> dict[str, str]:
+    """Return the dead genes that are searched, with reasons."""
+    preflight = objective.optional("preflight") if objective else None
+    if preflight is None:
+        return {}
+    params = {**config.start.train, **config.start.values, **config.settings, **start}
+    found = preflight(params, config.space.to_dict())
+    names = config.space.searched().names
+    return {name: str(reason) for name, reason in dict(found).items() if name in names}

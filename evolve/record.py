@@ -1,0 +1,74 @@
+"""What a study's trials say: their attributes by name, and the questions that everybody asks them.
+
+User attributes of a trial:
+    kind         start (the start values), search, or confirm (known values measured with another seed)
+    seed         of the training, a function of the study's seed and the trial's number
+    attempts     how often it was begun; more than 1 after a death of its worker or of the study
+    worker       name of the worker that has it
+    metrics      what evaluate returned
+    seconds      duration of the last attempt
+    reason       why it failed
+    of, repeat   confirm: number of the trial with the same values (0: start values), index of the seed
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+
+START, SEARCH, CONFIRM = "start", "search", "confirm"
+COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
+DIVERGED = "diverged"
+
+
+def kind_of(trial: FrozenTrial) -> str:
+    """Return start, search or confirm."""
+    kind: str = trial.user_attrs.get("kind", SEARCH)
+    return kind
+
+
+def search_trials(study: Study) -> list[FrozenTrial]:
+    """Return all trials but those that only measure known values again."""
+    return [trial for trial in study.get_trials(deepcopy=False) if kind_of(trial) != CONFIRM]
+
+
+def generations(trials: Iterable[FrozenTrial]) -> int:
+    """Return how many trials count: complete or pruned, and not of kind confirm."""
+    return sum(trial.state in COUNTED and kind_of(trial) != CONFIRM for trial in trials)
+
+
+def ranking(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the complete trials of the search, best first; of equals the earlier one."""
+    complete = [
+        trial
+        for trial in trials
+        if trial.state == TrialState.COMPLETE and kind_of(trial) != CONFIRM
+    ]
+    return sorted(complete, key=lambda trial: (-fitness(trial), trial.number))
+
+
+def fitness(trial: FrozenTrial) -> float:
+    """Return the fitness of a complete or pruned trial."""
+    assert trial.value is not None
+    return trial.value
+
+
+def reason_of(trial: FrozenTrial) -> str:
+    """Return why a trial failed."""
+    reason: str = trial.user_attrs.get("reason", "unknown")
+    return reason
+
+
+def trial_seed(study_seed: int, number: int) -> int:
+    """Return the training seed of a trial, 0 to 2**31 - 1."""
+    return _seed(np.random.SeedSequence([study_seed, number]))
+
+
+def repeat_seed(study_seed: int, repeat: int) -> int:
+    """Return the training seed of a confirmation: the same for every configuration, new to all."""
+    return _seed(np.random.SeedSequence([study_seed], spawn_key=(1, repeat)))
+
+
+def _seed(sequence: np.random.SeedSequence) -> int:
+    return int(sequence.generate_state(1)[0] & 0x7FFFFFFF)

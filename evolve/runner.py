@@ -1,0 +1,234 @@
+"""Driving trials through workers: ask, run, report, tell; deaths, failures, reopening."""
+
+import math
+import re
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import optuna
+from optuna import Study, Trial
+from optuna.trial import FrozenTrial, TrialState
+
+from evolve import fidelity
+from evolve.config import StudyConfig
+from evolve.display import Display
+from evolve.errors import ConfigError, RunFailed
+from evolve.objective import Metrics, fitness_of
+from evolve.problem import Problem
+from evolve.record import CONFIRM, DIVERGED, kind_of, ranking, reason_of, trial_seed
+from evolve.tracking import Tracker
+from evolve.workers import Death, Job, Outcome, Report, WorkerPool
+
+POLL = 0.5  # seconds between looks at the display when nothing happens
+DEATHS = 2  # a trial goes on after so many deaths of its worker
+SAME_FAILURES = 5  # in a row, before a study stops
+FAILURES = 20  # in a row, of any kind
+KEPT_WEIGHTS = 3  # trials whose weight files stay
+
+
+@dataclass
+class _Live:
+    """A trial that a worker has."""
+
+    trial: Trial
+    deaths: int = 0
+    metrics: Metrics = field(default_factory=dict)  # of the last report
+    steps: set[int] = field(default_factory=set)
+    stopped: bool = False
+
+
+class Runner:
+    """Runs trials of one study; the only one who writes to it."""
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        study: Study,
+        problem: Problem,
+        pool: WorkerPool,
+        tracker: Tracker,
+        display: Display,
+    ) -> None:
+        self.config = config
+        self.study = study
+        self.problem = problem
+        self._pool = pool
+        self._tracker = tracker
+        self._display = display
+        self._live: dict[int, _Live] = {}
+        self._waiting: deque[_Live] = deque()  # reopened, or their worker died
+        self._failures: list[str] = []  # reasons of the last failures in a row
+
+    def directory(self, number: int) -> Path:
+        """Folder of a trial's files."""
+        return self.config.directory / "trials" / str(number)
+
+    def reopen(self) -> None:
+        """Take up the trials that an earlier run of the study left running."""
+        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self._waiting.append(self._opened(Trial(self.study, frozen._trial_id)))
+            self._display.notice(f"trial {frozen.number} goes on")
+
+    def ask(self) -> Trial:
+        """Return the next trial of the study with values for all genes."""
+        return self.study.ask(self.problem.space.distributions())
+
+    def drive(self, next_trial: Callable[[], Trial | None]) -> None:
+        """Run trials until `next_trial` has none left and all have ended.
+
+        Raises: RunFailed when failures repeat, ConfigError when fitness cannot be computed.
+        """
+        while True:
+            while self._pool.free:
+                if self._waiting:
+                    self._submit(self._waiting.popleft())
+                    continue
+                trial = next_trial()
+                if trial is None:
+                    break
+                self._submit(self._opened(trial))
+            if not self._live:
+                return
+            for event in self._pool.events(POLL):
+                self._handle(event)
+            self._display.refresh()
+
+    @property
+    def in_flight(self) -> list[FrozenTrial]:
+        """Trials that run now or wait to go on."""
+        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+    # ---- one trial
+
+    def _opened(self, trial: Trial) -> _Live:
+        """Complete a new or reopened trial: values, seed."""
+        for name, distribution in self.problem.space.distributions().items():
+            trial._suggest(name, distribution)  # what `ask` does; values already there stay
+        if "seed" not in trial.user_attrs:
+            trial.set_user_attr("seed", trial_seed(self.config.study.seed, trial.number))
+        frozen = self._frozen(trial)
+        return _Live(trial, steps=set(frozen.intermediate_values))
+
+    def _submit(self, live: _Live) -> None:
+        trial = live.trial
+        attempt = trial.user_attrs.get("attempts", 0) + 1
+        trial.set_user_attr("attempts", attempt)
+        directory = self.directory(trial.number)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._live[trial.number] = live
+        params = self.problem.params(trial.params)
+        seed = trial.user_attrs["seed"]
+        job = Job(trial.number, params, seed, str(directory), attempt)
+        worker = self._pool.submit(job)
+        trial.set_user_attr("worker", worker)
+        frozen = self._frozen(trial)
+        self._tracker.trial_started(frozen, worker)
+        self._display.trial_started(frozen)
+
+    def _handle(self, event: Report | Outcome | Death) -> None:
+        live = self._live[event.number]
+        if isinstance(event, Report):
+            self._pool.answer(event.number, self._reported(live, event))
+        elif isinstance(event, Death):
+            self._died(live, event.reason)
+        else:
+            self._ended(live, event)
+
+    def _reported(self, live: _Live, report: Report) -> bool:
+        """Record an intermediate result and return whether the trial shall stop."""
+        self._tracker.trial_epoch(report.number, report.step, report.metrics)
+        self._display.trial_epoch(report.number, report.step)
+        if any(name not in report.metrics for name in self.config.fitness):
+            return live.stopped
+        value = fitness_of(report.metrics, self.config.fitness)
+        if math.isfinite(value) and report.step not in live.steps:
+            live.trial.report(value, report.step)
+            live.steps.add(report.step)
+            may_stop = fidelity.may_be_pruned(self._frozen(live.trial))
+            live.stopped = live.stopped or (may_stop and live.trial.should_prune())
+        return live.stopped
+
+    def _died(self, live: _Live, reason: str) -> None:
+        live.deaths += 1
+        del self._live[live.trial.number]
+        if live.deaths > DEATHS:
+            self._failed(live, f"{reason} {live.deaths} times", Outcome(live.trial.number, None))
+        else:
+            self._display.notice(f"trial {live.trial.number}: {reason}; the trial goes on")
+            self._waiting.append(live)
+
+    def _ended(self, live: _Live, outcome: Outcome) -> None:
+        if outcome.fatal:
+            raise ConfigError(outcome.reason)
+        if outcome.metrics is None:
+            del self._live[outcome.number]
+            return self._failed(live, outcome.reason, outcome)
+        if live.stopped and live.steps:
+            self._told(live, outcome, TrialState.PRUNED, None)
+        else:
+            value = fitness_of(outcome.metrics, self.config.fitness)  # its ConfigError ends the run
+            if math.isfinite(value):
+                self._told(live, outcome, TrialState.COMPLETE, value)
+            else:
+                del self._live[outcome.number]
+                self._failed(live, f"{DIVERGED}: fitness is {value}", outcome)
+
+    def _failed(self, live: _Live, reason: str, outcome: Outcome) -> None:
+        live.trial.set_user_attr("reason", reason)
+        self._told(live, outcome, TrialState.FAIL, None)
+        self._failures.append(reason)
+        self._check_failures()
+
+    def _told(
+        self, live: _Live, outcome: Outcome, state: TrialState, value: float | None
+    ) -> None:
+        trial = live.trial
+        self._live.pop(trial.number, None)
+        trial.set_user_attr("seconds", round(outcome.seconds, 3))
+        if outcome.metrics is not None:
+            trial.set_user_attr("metrics", outcome.metrics)
+        frozen = self.study.tell(trial, value, state=state)
+        if state != TrialState.FAIL:
+            self._failures.clear()
+        directory = self.directory(trial.number)
+        self._tracker.trial_finished(frozen, directory, outcome.description)
+        self._drop_weights()
+        self._display.trial_finished(frozen)
+
+    def _frozen(self, trial: Trial) -> FrozenTrial:
+        return self.study._storage.get_trial(trial._trial_id)
+
+    # ---- the study as a whole
+
+    def _check_failures(self) -> None:
+        """Raise RunFailed if going on would only repeat the same failure."""
+        last = self._failures[-SAME_FAILURES:]
+        alike = {reason if reason.startswith(DIVERGED) else _digitless(reason) for reason in last}
+        if len(last) == SAME_FAILURES and len(alike) == 1:
+            raise RunFailed(f"{SAME_FAILURES} trials in a row failed alike: {last[-1]}")
+        if len(self._failures) >= FAILURES:
+            raise RunFailed(f"{FAILURES} trials in a row failed, the last one: {last[-1]}")
+
+    def _drop_weights(self) -> None:
+        """Remove the weight files of trials that ended behind the best ones."""
+        trials = self.study.get_trials(deepcopy=False)
+        kept = {trial.number for trial in ranking(trials)[:KEPT_WEIGHTS]}
+        for trial in trials:
+            if trial.state.is_finished() and trial.number not in kept and kind_of(trial) != CONFIRM:
+                shutil.rmtree(self.directory(trial.number) / "weights", ignore_errors=True)
+
+
+def _digitless(reason: str) -> str:
+    return re.sub(r"\d+", "#", reason)
+
+
+def live_trial(study: Study, params: dict[str, object], attributes: dict[str, object]) -> None:
+    """Queue known values as the study's next trial."""
+    study.enqueue_trial(params, user_attrs=attributes)
+
+
+__all__ = ["Runner", "optuna", "reason_of"]

@@ -1,0 +1,191 @@
+"""Genetic search around known-good values: crossover of the elite and mutation on the unit cube.
+
+Every proposal is a function of the study's trials and `default_rng([seed, trial_number])`, so that a
+reopened study goes on exactly as if it had never been closed.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna import Study
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.search_space import IntersectionSearchSpace
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from evolve.record import search_trials
+from evolve.space import Cube, Params, Space
+
+ATTEMPTS = 20  # draws to find a proposal that no other trial has
+
+
+class GeneticSampler(BaseSampler):
+    """Proposes the start values, then children of the best trials, in any Optuna study.
+
+    Args:
+        space: the genes; None takes what the study's trials have in common.
+        start: values of trial 0 and centre of the search; None starts uniformly.
+        budget: expected number of trials; steps shrink towards it. A hint that is never needed.
+        elites: the number of best trials that become parents.
+        crossover: probability that a child mixes two parents.
+        global_share: share of proposals drawn uniformly, against being caught at one place.
+        startup: uniform trials before the first child where there are no start values.
+    """
+
+    def __init__(
+        self,
+        *,
+        space: Space | None = None,
+        start: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        budget: int | None = None,
+        elites: int = 6,
+        crossover: float = 0.5,
+        global_share: float = 0.05,
+        startup: int = 10,
+    ) -> None:
+        self._space = space
+        self._start = dict(start) if start is not None else None
+        self._seed = seed
+        self._budget = budget
+        self._elites = elites
+        self._crossover = crossover
+        self._global_share = global_share
+        self._startup = startup
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return the distributions of the genes that are searched."""
+        if self._space is not None:
+            return self._space.distributions()
+        common = IntersectionSearchSpace().calculate(study)
+        return {name: kind for name, kind in common.items() if not kind.single()}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> Params:
+        """Return the values to try next."""
+        space = (self._space or Space.from_distributions(search_space)).searched()
+        if not space.genes:
+            return {}
+        others = [other for other in search_trials(study) if other.number != trial.number]
+        return self.propose(study, others, space, trial.number)
+
+    def propose(
+        self, study: Study, others: Sequence[FrozenTrial], space: Space, number: int
+    ) -> Params:
+        """Return the values of trial `number`, given all other trials."""
+        start = None if self._start is None else {**space.middle(), **self._start}
+        centre = space.middle() if start is None else start
+        tried = [trial for trial in others if trial.params or trial.state.is_finished()]
+        points = [(trial, space.to_unit({**centre, **trial.params})) for trial in tried]
+        taken = {_key(space.from_unit(point)) for _, point in points}
+        if start is not None and _key(space.from_unit(space.to_unit(start))) not in taken:
+            return {name: start[name] for name in space.names}
+        rng = np.random.default_rng([self._seed, number])
+        parents = self._parents(study, points)
+        if start is None and len(points) < self._startup:
+            parents = parents[:0]
+        elif not len(parents):
+            parents = space.to_unit(centre)[None, :]
+        return self._unlike(taken, space, parents, rng, self._longest(len(points)))
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Return a value for a name outside the space: in trial 0 its start value, else uniform."""
+        gene = Space.from_distributions({param_name: param_distribution}).genes[0]
+        if self._start is not None and param_name in self._start and trial.number == 0:
+            return gene.nearest(self._start[param_name], "start")
+        letters = [ord(letter) for letter in param_name]
+        rng = np.random.default_rng([self._seed, trial.number, *letters])
+        return gene.from_unit(float(rng.random()))
+
+    def _parents(self, study: Study, points: Sequence[tuple[FrozenTrial, Cube]]) -> NDArray[Any]:
+        """Return the elite, best first, (elites, genes)."""
+        sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
+        finished = [
+            (sign * trial.value, trial.number, point)
+            for trial, point in points
+            if trial.state == TrialState.COMPLETE and trial.value is not None
+        ]
+        finished.sort(key=lambda entry: entry[:2])
+        # a young study has few trials to tell merit from luck: the elite grows with it
+        count = min(self._elites, max(1, len(finished) // 3))
+        return np.array([point for _, _, point in finished[:count]])
+
+    def _longest(self, tried: int) -> float:
+        """Return the longest step in units of sigma; it shrinks only towards a known budget."""
+        done = min(1.0, tried / self._budget) if self._budget else 0.0
+        return 2.0 * 0.3**done
+
+    def _unlike(
+        self,
+        taken: set[str],
+        space: Space,
+        parents: NDArray[Any],
+        rng: np.random.Generator,
+        longest: float,
+    ) -> Params:
+        """Return a child that no trial has tried, or any child where all has been tried."""
+        params: Params = {}
+        for attempt in range(ATTEMPTS):
+            uniform = rng.random() < self._global_share or 2 * attempt > ATTEMPTS
+            if uniform or not len(parents):
+                cube = rng.random(len(space.genes))
+            else:
+                cube = mutated(space, self._crossed(parents, rng), rng, longest)
+            params = space.from_unit(cube)
+            if _key(params) not in taken:
+                break
+        return params
+
+    def _crossed(self, parents: NDArray[Any], rng: np.random.Generator) -> Cube:
+        """Return a parent, or a mix of two, gene by gene; better ranks are drawn more often."""
+        weights = np.log(len(parents) + 0.5) - np.log(np.arange(len(parents)) + 1.0)
+        first, second = rng.choice(len(parents), size=2, p=weights / weights.sum())
+        mixed = rng.random() < self._crossover
+        from_second = mixed & (rng.random(parents.shape[1]) < 0.5)
+        child: Cube = np.where(from_second, parents[second], parents[first])
+        return child
+
+
+def mutated(space: Space, cube: Cube, rng: np.random.Generator, longest: float = 2.0) -> Cube:
+    """Return a neighbour of a point: some genes moved by their sigma, at least one of them.
+
+    The step length is drawn anew for every child, from a tenth of sigma to `longest` sigmas: long
+    steps leave a poor start, short ones refine a good one, and no schedule has to know the budget.
+    """
+    sigma = np.array([gene.sigma for gene in space.genes])  # (genes,)
+    cells = np.array([gene.cells for gene in space.genes])
+    unordered = np.array([bool(gene.choices) for gene in space.genes])
+    movable = np.flatnonzero(sigma > 0)
+    if not len(movable):
+        return cube
+    chance = max(0.3, min(1.0, 3.0 / len(movable)))
+    chosen = (rng.random(len(cube)) < chance) & (sigma > 0)
+    chosen[rng.choice(movable)] = True
+    length = np.exp(rng.uniform(np.log(0.1), np.log(longest)))
+    # a gene on a grid moves by about a cell at least, or short steps would be rounded away
+    deviation = np.maximum(sigma * length, np.where(cells > 0, 1.0 / np.maximum(cells, 1), 0.0))
+    moved = reflected(cube + deviation * rng.standard_normal(len(cube)))
+    moved = np.where(unordered, rng.random(len(cube)), moved)  # no choice is nearer than another
+    return np.where(chosen, moved, cube)
+
+
+def reflected(cube: Cube) -> Cube:
+    """Return the point folded back into [0, 1], so that bounds do not collect proposals."""
+    folded = np.abs(cube) % 2.0
+    return np.where(folded > 1.0, 2.0 - folded, folded)
+
+
+def _key(params: Params) -> str:
+    return repr(sorted(params.items()))

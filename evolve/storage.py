@@ -1,0 +1,96 @@
+"""Opening a study: its storage, its one owner, and what must not change between two runs of it."""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna import Study
+from optuna.storages import RDBStorage
+
+from evolve.config import StudyConfig
+from evolve.errors import StudyError, did_you_mean
+
+IDENTITY = "identity"  # user attribute of the study
+SQLITE = "sqlite:///"
+BUSY_TIMEOUT = 60  # seconds that SQLite waits for another process's write
+
+
+def open_study(config: StudyConfig) -> Study:
+    """Open the study, or create it. Raises: StudyError if it was started with other settings."""
+    storage = _storage(config.study.storage, create=True)
+    study = optuna.create_study(
+        storage=storage, study_name=config.study.name, direction="maximize", load_if_exists=True
+    )
+    ours = json.loads(json.dumps(config.identity(), default=str))
+    theirs = study.user_attrs.get(IDENTITY)
+    if theirs is None:
+        study.set_user_attr(IDENTITY, ours)
+    elif theirs != ours:
+        raise StudyError(
+            f"study {config.study.name} was started with {_difference(theirs, ours)};"
+            " its trials would not be comparable: take another name with --study"
+        )
+    return study
+
+
+def load_study(config: StudyConfig) -> Study:
+    """Open a study that exists, for reading. Raises: StudyError."""
+    storage = _storage(config.study.storage, create=False)
+    names = optuna.get_all_study_names(storage)
+    if config.study.name not in names:
+        raise StudyError(
+            f"there is no study {config.study.name} in {config.study.storage}"
+            f"{did_you_mean(config.study.name, names)}"
+        )
+    return optuna.load_study(storage=storage, study_name=config.study.name)
+
+
+@contextmanager
+def owned(directory: Path) -> Iterator[None]:
+    """Hold the lock of a study's folder. Raises: StudyError if another process holds it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            owner = lock.read().strip() or "another process"
+            raise StudyError(f"study {directory.name} is being run by {owner}") from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        yield
+
+
+def _storage(url: str, *, create: bool) -> RDBStorage:
+    options: dict[str, Any] = {}
+    if url.startswith(SQLITE):
+        path = Path(url.removeprefix(SQLITE))
+        if create:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        elif not path.is_file():
+            raise StudyError(f"there is no study yet: {path} does not exist")
+        options = {"connect_args": {"timeout": BUSY_TIMEOUT}}
+    try:
+        return RDBStorage(url, engine_kwargs=options)
+    except Exception as error:  # drivers raise what they like
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise StudyError(f"storage {url} cannot be opened: {text}") from error
+
+
+def _difference(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> str:
+    """Return the first value that differs, by its dotted name."""
+    for key in sorted({*theirs, *ours}):
+        old, new = theirs.get(key), ours.get(key)
+        if old != new and isinstance(old, dict) and isinstance(new, dict):
+            return _difference(old, new, f"{prefix}{key}.")
+        if old != new:
+            was, now = ("absent" if value is None else value for value in (old, new))
+            return f"{prefix}{key}: {was}, now {now}"
+    return "other settings"

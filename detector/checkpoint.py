@@ -16,9 +16,7 @@ Schema of a checkpoint (a dict of tensors and plain Python values):
 """
 
 import os
-import pickle
 import platform
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +63,7 @@ def model_content(
         "names": list(names),
         "imgsz": imgsz,
         "input_convention": model.input_convention,
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
         **more,
     }
 
@@ -78,16 +76,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError,
-        pickle.UnpicklingError,
-        EOFError,
-        zipfile.BadZipFile,
-        ValueError,
-    ) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint (damaged or foreign)") from error
+    content = _load_safely(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path}: not a checkpoint of this program (format {found!r})")
@@ -144,16 +133,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
 def _foreign_weights(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weight file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError,
-        pickle.UnpicklingError,
-        EOFError,
-        zipfile.BadZipFile,
-        ValueError,
-    ) as error:
-        raise CheckpointError(f"{path}: not a readable weight file (damaged or foreign)") from error
+    content = _load_safely(path)
     for key in ("weights", "model"):  # ours, official YOLOX
         if (
             isinstance(content, dict)
@@ -169,3 +149,11 @@ def _foreign_weights(path: Path) -> dict[str, torch.Tensor]:
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors that could be loaded")
     return tensors
+
+
+def _load_safely(path: Path) -> Any:
+    """Read a torch file without running code from it. Raises: `CheckpointError`."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling bytes that are no pickle raises nearly anything
+        raise CheckpointError(f"{path}: not a readable checkpoint (damaged or foreign)") from error

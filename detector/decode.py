@@ -32,6 +32,7 @@ def select(decoded: Tensor, conf: float, iou: float, max_det: int) -> list[Detec
     score = objectness * best class. Boxes below `conf` go first; the best 1000 (or `max_det`, if
     that is more) of the rest go through class-aware NMS at `iou`; at most `max_det` are returned.
     """
+    decoded = decoded.float()  # an engine may answer in float16
     best, labels = decoded[..., 5:].max(dim=-1)
     scores = best * decoded[..., 4]  # (B, N)
     most = min(max(MAX_CANDIDATES, max_det), scores.shape[1])

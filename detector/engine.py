@@ -160,7 +160,7 @@ def _logger(trt: ModuleType) -> tuple[list[str], Any]:
     """Return the list that collects the library's errors, and the logger that fills it."""
     errors: list[str] = []
 
-    class Forward(trt.ILogger):  # type: ignore[name-defined, misc]
+    class Forward(trt.ILogger):  # type: ignore[name-defined]
         """Hands the library's messages to `logging`, at debug level: they are for developers."""
 
         def __init__(self) -> None:

@@ -44,9 +44,33 @@ class TrainingDiverged(RuntimeError):
         super().__init__(f"the loss is not finite at step {step}: {values}; try a lower lr0")
 
 
+# What other trainers call the same thing.
+SYNONYMS = {
+    "lr": "lr0",
+    "learning_rate": "lr0",
+    "base_lr": "lr0",
+    "basic_lr_per_img": "lr0",
+    "min_lr_ratio": "lrf",
+    "wd": "weight_decay",
+    "decay": "weight_decay",
+    "close_mosaic": "no_aug_epochs",
+    "max_epoch": "epochs",
+    "max_epochs": "epochs",
+    "num_epochs": "epochs",
+    "batch_size": "batch",
+    "img_size": "imgsz",
+    "image_size": "imgsz",
+    "input_size": "imgsz",
+    "num_workers": "workers",
+    "cfg": "model",
+}
+
+
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """Return `"; did you mean x?"` for the nearest allowed name, or the list of all of them."""
     names = sorted(allowed)
+    if SYNONYMS.get(name) in names:
+        return f"; did you mean {SYNONYMS[name]}?"
     nearest = (
         difflib.get_close_matches(name, names, n=1, cutoff=0.6)
         or ([known for known in names if len(name) > 2 and (name in known or known in name)][:1])

@@ -10,10 +10,10 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import logging
 import math
 import os
 import shlex
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,8 +59,6 @@ NO_ENGINE = (
     f"{engine.INSTALL['tensorrt-rtx']}, or pip install tensorrt (needs the NVIDIA package index)"
 )
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class ExportedFile:
@@ -85,8 +83,8 @@ class _Job:
     """A checked request."""
 
     loaded: LoadedModel
-    folder: Path
     imgsz: int
+    folder: Path
     dynamic: bool
     opset: int
 
@@ -99,6 +97,7 @@ class _Job:
         words = ["python", "-m", "detector.export", "--weights", str(self.loaded.path)]
         words += ["--format", engine_format, "--imgsz", str(self.imgsz)]
         words += ["--dynamic"] if self.dynamic else []
+        words += ["--opset", str(self.opset)] if self.opset != DEFAULT_OPSET else []
         words += ["--out", str(self.folder)] if self.folder != self.loaded.path.parent else []
         return shlex.join(words)
 
@@ -134,22 +133,29 @@ def export(
     loaded = load_model(weights)
     job = _Job(
         loaded=loaded,
-        folder=_make_folder(loaded.path.parent if out is None else Path(out)),
         imgsz=_check_size(loaded.imgsz if imgsz is None else imgsz, loaded),
+        folder=_make_folder(loaded.path.parent if out is None else Path(out)),
         dynamic=dynamic,
         opset=opset,
     )
     metadata = _describe(job)
-    graph, file = _export_onnx(job, metadata)
-    engines, refused = _export_engines(job, metadata, graph, wanted)
+    graph, difference = _export_onnx(job, metadata)
+    file = ExportedFile(job.target("onnx"), "onnx", None, difference)
+    origin = {
+        **metadata,
+        "onnx": file.path.name,
+        "onnx_sha256": hashlib.sha256(graph).hexdigest(),
+        "onnx_difference": dataclasses.asdict(difference),
+    }
+    engines, refused = _export_engines(job, graph, origin, wanted)
     files = [file, *engines]
     if refused:
         raise EngineNotBuilt(f"{'; '.join(refused)}; {file.path} was written", files)
     return files
 
 
-def _export_onnx(job: _Job, metadata: dict[str, Any]) -> tuple[bytes, ExportedFile]:
-    """Write the ONNX file if it agrees with the checkpoint; return its content too."""
+def _export_onnx(job: _Job, metadata: dict[str, Any]) -> tuple[bytes, Difference]:
+    """Write the ONNX file if it agrees with the checkpoint; return its content."""
     graph = onnx_graph.trace(job.loaded.model, job.imgsz, job.opset, job.dynamic)
     difference = _compare(job.loaded, onnx_graph.with_metadata(graph, metadata), job.imgsz)
     if not difference.is_small():
@@ -160,13 +166,12 @@ def _export_onnx(job: _Job, metadata: dict[str, Any]) -> tuple[bytes, ExportedFi
         )
     complete = {**metadata, "difference": dataclasses.asdict(difference)}
     graph = onnx_graph.with_metadata(graph, complete)
-    path = job.target("onnx")
-    _write(path, graph)
-    return graph, ExportedFile(path, "onnx", None, difference)
+    _write(job.target("onnx"), graph)
+    return graph, difference
 
 
 def _export_engines(
-    job: _Job, metadata: dict[str, Any], graph: bytes, wanted: tuple[str, ...] | None
+    job: _Job, graph: bytes, origin: dict[str, Any], wanted: tuple[str, ...] | None
 ) -> tuple[list[ExportedFile], list[str]]:
     """Build and write the engines; return them, and why others cannot be built here."""
     if wanted is None:
@@ -185,13 +190,9 @@ def _export_engines(
         except RuntimeError as error:
             raise RuntimeError(f"{error}; {job.target('onnx')} was written") from error
         else:
-            origin = {
-                **metadata,
-                "onnx": job.target("onnx").name,
-                "onnx_sha256": hashlib.sha256(graph).hexdigest(),
-                "rebuild": job.command(engine_format),
-            }
-            files.append(_write_engine(job.target(f"{engine_format}.engine"), built, origin))
+            target = job.target(f"{engine_format}.engine")
+            rebuild = {"rebuild": job.command(engine_format)}
+            files.append(_write_engine(target, built, {**origin, **rebuild}))
     return files, refused
 
 
@@ -214,8 +215,7 @@ def _check_size(imgsz: int, loaded: LoadedModel) -> int:
     if imgsz < stride or imgsz % stride:
         nearest = max(1, round(imgsz / stride)) * stride
         raise ConfigError(
-            f"imgsz={imgsz} must be a positive multiple of the largest stride ({stride}): "
-            f"try {nearest}"
+            f"imgsz={imgsz} must be a multiple of the largest stride ({stride}): try {nearest}"
         )
     return imgsz
 
@@ -326,7 +326,7 @@ def _body(options: argparse.Namespace) -> dict[str, Any]:
         for file in files:
             print(_line(file))
     if failure:
-        log.error("error: %s", failure["error"])
+        print(f"error: {failure['error']}", file=sys.stderr)
     return {"files": [dataclasses.asdict(file) for file in files], **failure}
 
 

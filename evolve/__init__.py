@@ -1,6 +1,6 @@
 """Search over any function from a configuration to a result, built on Optuna.
 
-    from evolve import GeneticSampler, Space
+from evolve import GeneticSampler, Space
 """
 
 import importlib

@@ -58,7 +58,7 @@ class TrackingOptions:
 
 @dataclass(frozen=True)
 class Start:
-    """The start values: `values` as they stand, `train` the section of that name, `source` a label."""
+    """The start values: `values` as they stand, and the section `train`; `source` is a label."""
 
     values: Params = field(default_factory=dict)
     train: Params = field(default_factory=dict)

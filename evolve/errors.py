@@ -1,9 +1,9 @@
 """The errors of a search.
 
-    UserError(ValueError)      wrong input or usage; commands print it as one line and exit with code 2
-    ├── ConfigError            evolve.yaml, a start file, an option, what an objective returns
-    └── StudyError             a study that is missing, owned by another process, or of another make
-    RunFailed(RuntimeError)    the study cannot go on, by no fault of the command line; exit code 1
+UserError(ValueError)      wrong input or usage; commands print it as one line and exit with code 2
+├── ConfigError            evolve.yaml, a start file, an option, what an objective returns
+└── StudyError             a study that is missing, owned by another process, or of another make
+RunFailed(RuntimeError)    the study cannot go on, by no fault of the command line; exit code 1
 """
 
 import difflib
@@ -29,7 +29,10 @@ class RunFailed(RuntimeError):
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """Return `"; did you mean x?"` for the nearest allowed name, or the list of all of them."""
     names = sorted(allowed)
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.6) or (
-        [known for known in names if len(name) > 2 and (name in known or known in name)][:1]
+    nearest = (
+        difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+        or ([known for known in names if len(name) > 2 and (name in known or known in name)][:1])
     )
-    return f"; did you mean {nearest[0]}?" if nearest else f"; allowed: {', '.join(names) or 'none'}"
+    return (
+        f"; did you mean {nearest[0]}?" if nearest else f"; allowed: {', '.join(names) or 'none'}"
+    )

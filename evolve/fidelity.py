@@ -49,13 +49,15 @@ def build_pruner(pruning: Plugin) -> BasePruner:
 
 
 def may_be_pruned(trial: FrozenTrial) -> bool:
-    """Return whether a trial may be stopped: the start values and repeats are always measured whole."""
+    """Return whether a trial may be stopped; start values and repeats are measured whole."""
     return kind_of(trial) == SEARCH
 
 
 def saved_share(trials: Iterable[FrozenTrial]) -> float:
     """Return the share of reports (epochs) that stopping saved over all trials of the search."""
-    counted = [trial for trial in trials if trial.state in COUNTED and kind_of(trial) in (SEARCH, "start")]
+    counted = [
+        trial for trial in trials if trial.state in COUNTED and kind_of(trial) in (SEARCH, "start")
+    ]
     lengths = [len(trial.intermediate_values) for trial in counted]
     complete = [
         length

@@ -1,7 +1,7 @@
 """The seam between a search and what it searches: an objective found by name, and its context.
 
-An objective is a module with `evaluate(params, context) -> metrics`, or `module:function`. A module may
-also offer `preflight`, `describe`, `export` and `train_fields`. Nothing here knows what it does.
+An objective is a module with `evaluate(params, context) -> metrics`, or `module:function`. A module
+may also offer `preflight`, `describe`, `export` and `train_fields`. What it does is unknown here.
 """
 
 import importlib

@@ -76,7 +76,7 @@ def best_values(
 ) -> dict[str, Any]:
     """Return every value of a configuration as best.yaml holds it: hyperparameters, and `train:`.
 
-    A name belongs to `train` if the settings, the start file's `train` section or the objective say so.
+    A name belongs to `train` if the settings, the start file's `train` or the objective say so.
     """
     train_fields = objective.optional("train_fields") if objective else None
     train_names = {*config.start.train, *config.settings, *(train_fields() if train_fields else ())}
@@ -88,14 +88,12 @@ def best_values(
     return {**best, "train": train} if train else best
 
 
-def _preflight(
-    config: StudyConfig, objective: Objective | None, start: Params
-) -> dict[str, str]:
+def _preflight(config: StudyConfig, objective: Objective | None, start: Params) -> dict[str, str]:
     """Return the dead genes that are searched, with reasons."""
     preflight = objective.optional("preflight") if objective else None
     if preflight is None:
         return {}
     params = {**config.start.train, **config.start.values, **config.settings, **start}
-    found = preflight(params, config.space.to_dict())
+    found = preflight(params, config.space.searched().to_dict())
     names = config.space.searched().names
     return {name: str(reason) for name, reason in dict(found).items() if name in names}

@@ -1,14 +1,14 @@
 """What a study's trials say: their attributes by name, and the questions that everybody asks them.
 
 User attributes of a trial:
-    kind         start (the start values), search, or confirm (known values measured with another seed)
+    kind         start (the start values), search, or confirm (known values, another seed)
     seed         of the training, a function of the study's seed and the trial's number
     attempts     how often it was begun; more than 1 after a death of its worker or of the study
     worker       name of the worker that has it
     metrics      what evaluate returned
     seconds      duration of the last attempt
     reason       why it failed
-    of, repeat   confirm: number of the trial with the same values (0: start values), index of the seed
+    of, repeat   confirm: number of the search's trial with the same values, index of the seed
 """
 
 from collections.abc import Iterable

@@ -2,14 +2,11 @@
 
 import math
 import re
-import shutil
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import optuna
 from optuna import Study, Trial
 from optuna.trial import FrozenTrial, TrialState
 
@@ -17,9 +14,9 @@ from evolve import fidelity
 from evolve.config import StudyConfig
 from evolve.display import Display
 from evolve.errors import ConfigError, RunFailed
-from evolve.objective import Metrics, fitness_of
+from evolve.objective import fitness_of
 from evolve.problem import Problem
-from evolve.record import CONFIRM, DIVERGED, kind_of, ranking, reason_of, trial_seed
+from evolve.record import CONFIRM, DIVERGED, kind_of, ranking, trial_seed
 from evolve.tracking import Tracker
 from evolve.workers import Death, Job, Outcome, Report, WorkerPool
 
@@ -36,7 +33,7 @@ class _Live:
 
     trial: Trial
     deaths: int = 0
-    metrics: Metrics = field(default_factory=dict)  # of the last report
+    out_of_memory: bool = False
     steps: set[int] = field(default_factory=set)
     stopped: bool = False
 
@@ -62,6 +59,7 @@ class Runner:
         self._live: dict[int, _Live] = {}
         self._waiting: deque[_Live] = deque()  # reopened, or their worker died
         self._failures: list[str] = []  # reasons of the last failures in a row
+        self._weightless: set[int] = set()  # trials whose weight files are gone
 
     def directory(self, number: int) -> Path:
         """Folder of a trial's files."""
@@ -96,11 +94,6 @@ class Runner:
             for event in self._pool.events(POLL):
                 self._handle(event)
             self._display.refresh()
-
-    @property
-    def in_flight(self) -> list[FrozenTrial]:
-        """Trials that run now or wait to go on."""
-        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     # ---- one trial
 
@@ -158,6 +151,7 @@ class Runner:
         if live.deaths > DEATHS:
             self._failed(live, f"{reason} {live.deaths} times", Outcome(live.trial.number, None))
         else:
+            self._display.trial_died(live.trial.number)
             self._display.notice(f"trial {live.trial.number}: {reason}; the trial goes on")
             self._waiting.append(live)
 
@@ -165,8 +159,7 @@ class Runner:
         if outcome.fatal:
             raise ConfigError(outcome.reason)
         if outcome.metrics is None:
-            del self._live[outcome.number]
-            return self._failed(live, outcome.reason, outcome)
+            return self._refused(live, outcome)
         if live.stopped and live.steps:
             self._told(live, outcome, TrialState.PRUNED, None)
         else:
@@ -174,8 +167,20 @@ class Runner:
             if math.isfinite(value):
                 self._told(live, outcome, TrialState.COMPLETE, value)
             else:
-                del self._live[outcome.number]
                 self._failed(live, f"{DIVERGED}: fitness is {value}", outcome)
+
+    def _refused(self, live: _Live, outcome: Outcome) -> None:
+        """Fail a trial that raised; one that ran out of memory is tried once more as it was."""
+        text = outcome.reason.lower()
+        no_memory = "out of memory" in text or "memoryerror" in text
+        if no_memory and not live.out_of_memory:
+            live.out_of_memory = True
+            del self._live[outcome.number]
+            self._display.trial_died(outcome.number)
+            self._display.notice(f"trial {outcome.number}: {outcome.reason}; it is tried once more")
+            self._waiting.append(live)
+        else:
+            self._failed(live, outcome.reason, outcome)
 
     def _failed(self, live: _Live, reason: str, outcome: Outcome) -> None:
         live.trial.set_user_attr("reason", reason)
@@ -183,9 +188,7 @@ class Runner:
         self._failures.append(reason)
         self._check_failures()
 
-    def _told(
-        self, live: _Live, outcome: Outcome, state: TrialState, value: float | None
-    ) -> None:
+    def _told(self, live: _Live, outcome: Outcome, state: TrialState, value: float | None) -> None:
         trial = live.trial
         self._live.pop(trial.number, None)
         trial.set_user_attr("seconds", round(outcome.seconds, 3))
@@ -217,18 +220,18 @@ class Runner:
         """Remove the weight files of trials that ended behind the best ones."""
         trials = self.study.get_trials(deepcopy=False)
         kept = {trial.number for trial in ranking(trials)[:KEPT_WEIGHTS]}
+        kept |= self._weightless | {trial.number for trial in trials if kind_of(trial) == CONFIRM}
         for trial in trials:
-            if trial.state.is_finished() and trial.number not in kept and kind_of(trial) != CONFIRM:
-                shutil.rmtree(self.directory(trial.number) / "weights", ignore_errors=True)
+            if trial.state.is_finished() and trial.number not in kept:
+                drop_weights(self.directory(trial.number))
+                self._weightless.add(trial.number)
+
+
+def drop_weights(directory: Path) -> None:
+    """Remove the weight files of a trial's folder."""
+    for path in (directory / "weights").glob("*.pt"):
+        path.unlink(missing_ok=True)
 
 
 def _digitless(reason: str) -> str:
     return re.sub(r"\d+", "#", reason)
-
-
-def live_trial(study: Study, params: dict[str, object], attributes: dict[str, object]) -> None:
-    """Queue known values as the study's next trial."""
-    study.enqueue_trial(params, user_attrs=attributes)
-
-
-__all__ = ["Runner", "optuna", "reason_of"]

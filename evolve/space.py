@@ -1,8 +1,8 @@
 """The search space: what each gene may be, and its place on the unit cube.
 
 Samplers work on the unit cube and never see names or units: logarithms, steps, integers and choices
-are undone here. A gene is found by its name, never by its position, and mutation adds on the cube, so
-that a value of 0 can leave 0 and a negative range keeps its sign.
+are undone here. A gene is found by its name, never by its position, and mutation adds on the cube,
+so that a value of 0 can leave 0 and a negative range keeps its sign.
 """
 
 import math
@@ -189,7 +189,9 @@ def finite_number(value: Any, where: str) -> float:
 
 def _gene(name: str, keys: Any, where: str) -> Gene:
     if not isinstance(keys, Mapping):
-        raise ConfigError(f"{where} must be {{low: ..., high: ...}} or {{choices: [...]}}, got {keys!r}")
+        raise ConfigError(
+            f"{where} must be {{low: ..., high: ...}} or {{choices: [...]}}, got {keys!r}"
+        )
     for key in keys:
         if key not in GENE_KEYS:
             raise ConfigError(

@@ -1,10 +1,12 @@
 """Opening a study: its storage, its one owner, and what must not change between two runs of it."""
 
 import fcntl
+import itertools
 import json
 import os
 import socket
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ from typing import Any
 import optuna
 from optuna import Study
 from optuna.storages import RDBStorage
+from optuna.trial import TrialState
 
 from evolve.config import StudyConfig
 from evolve.errors import StudyError, did_you_mean
+from evolve.record import generations
 
-IDENTITY = "identity"  # user attribute of the study
+IDENTITY, FOLDER = "identity", "folder"  # user attributes of the study
 SQLITE = "sqlite:///"
 BUSY_TIMEOUT = 60  # seconds that SQLite waits for another process's write
 
@@ -29,14 +33,41 @@ def open_study(config: StudyConfig) -> Study:
     )
     ours = json.loads(json.dumps(config.identity(), default=str))
     theirs = study.user_attrs.get(IDENTITY)
-    if theirs is None:
-        study.set_user_attr(IDENTITY, ours)
-    elif theirs != ours:
-        raise StudyError(
-            f"study {config.study.name} was started with {_difference(theirs, ours)};"
-            " its trials would not be comparable: take another name with --study"
-        )
+    if theirs is not None and theirs != ours:
+        if generations(study.get_trials(deepcopy=False)):
+            raise StudyError(
+                f"study {config.study.name} was started with {_difference(theirs, ours)};"
+                " its trials would not be comparable: take another name with --study"
+            )
+        _abandon(study)
+    study.set_user_attr(IDENTITY, ours)
     return study
+
+
+def claim_folder(study: Study, directory: Path, notice: Callable[[str], None]) -> None:
+    """Make sure that the folder holds trials of this study only: those of another move aside.
+
+    A trial goes on from the files in its folder, and must not find those of a study that is gone.
+    """
+    name = study.user_attrs.get(FOLDER)
+    if name is None:
+        name = uuid.uuid4().hex
+        study.set_user_attr(FOLDER, name)
+    mark, trials = directory / "study-id", directory / "trials"
+    if trials.is_dir() and not (mark.is_file() and mark.read_text(encoding="utf-8") == name):
+        numbers = itertools.count(1)
+        free = next(p for p in (directory / f"trials-{n}" for n in numbers) if not p.exists())
+        trials.rename(free)
+        notice(f"{trials} held another study's files: they are in {free} now")
+    mark.write_text(name, encoding="utf-8")
+
+
+def _abandon(study: Study) -> None:
+    """Fail what was under way before the study's settings changed."""
+    for trial in study.get_trials(deepcopy=False):
+        if not trial.state.is_finished():
+            study._storage.set_trial_user_attr(trial._trial_id, "reason", "the settings changed")
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
 
 def load_study(config: StudyConfig) -> Study:

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -137,20 +137,16 @@ class WorkerPool:
             worker = _Worker(self._objective, self._placements[len(self._workers)])
             self._workers.append(worker)
         worker.job = job
-        try:
+        with suppress(OSError):  # if it is dead, events() will say so
             worker.connection.send(job)
-        except OSError:
-            pass  # it is dead: events() will say so
         return worker.placement.name
 
     def answer(self, number: int, stop: bool) -> None:
         """Let the trial that reported go on, or make it stop."""
         for worker in self._workers:
             if worker.job is not None and worker.job.number == number:
-                try:
+                with suppress(OSError):  # if it is dead, events() will say so
                     worker.connection.send(stop)
-                except OSError:
-                    pass  # it is dead: events() will say so
 
     def events(self, timeout: float) -> list[Event]:
         """Wait up to `timeout` seconds and return what happened.

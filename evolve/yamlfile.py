@@ -17,7 +17,7 @@ class _Loader(yaml.SafeLoader):
         """Build a mapping. Raises: ConstructorError for a key that stands twice."""
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{key} is given twice", key_node.start_mark

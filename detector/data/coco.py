@@ -12,6 +12,11 @@ from detector.data.sample import Sample
 from detector.errors import DataError
 
 ROBOFLOW_FILE = "_annotations.coco.json"
+TABLES = {  # and the keys that every row needs
+    "images": ("id", "file_name"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def read_coco(
                 problems.bad(f"{coco.path}: image id {image['id']}: no file {path}")
                 continue
             size = checked_size(path, problems)
-            if size is not None:
+            if size is not None and _has_size(coco.path, image, size, problems):
                 samples.append(make_sample(path, size, boxes[image["id"]], problems))
     return samples
 
@@ -74,7 +79,7 @@ def load_coco(path: Path) -> CocoFile:
     except ValueError as error:  # bad json, bad UTF-8
         raise DataError(f"{path}: not a json file: {error}") from error
     tables = {}
-    for key, needed in _NEEDED.items():
+    for key, needed in TABLES.items():
         table = content.get(key) if isinstance(content, dict) else None
         if not isinstance(table, list):
             raise DataError(f"{path}: no list {key!r}; this is not a COCO detection file")
@@ -103,18 +108,15 @@ def class_names(files: Sequence[Path]) -> tuple[str, ...]:
     used: set[int | str] = set()
     for coco in map(load_coco, files):
         names.update({row["id"]: str(row["name"]) for row in coco.categories})
-        supers.update(str(row.get("supercategory")) for row in coco.categories)
+        supers.update(
+            str(row.get("supercategory"))
+            for row in coco.categories
+            if row.get("supercategory") != row["name"]
+        )
         used.update(row["category_id"] for row in coco.annotations)
     order = sorted(names, key=lambda key: (isinstance(key, str), key))
     kept = [names[key] for key in order if key in used or names[key] not in supers]
     return tuple(dict.fromkeys(kept))
-
-
-_NEEDED = {
-    "images": ("id", "file_name"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-    "categories": ("id", "name"),
-}
 
 
 def _check_unique(path: Path, what: str, ids: Sequence[Any]) -> None:
@@ -168,6 +170,20 @@ def _parse_box(row: dict[str, Any], label: int, place: str, problems: Problems) 
         return []
     crowd = bool(row.get("iscrowd", 0))
     return [Box((x, y, x + width, y + height), label, place, crowd=crowd)]
+
+
+def _has_size(
+    source: Path, image: dict[str, Any], size: tuple[int, int], problems: Problems
+) -> bool:
+    """Whether the json, if it tells a size, means this picture and not a resized or turned one."""
+    height, width = image.get("height") or size[0], image.get("width") or size[1]
+    if (height, width) == size:
+        return True
+    problems.bad(
+        f"{source}: image id {image['id']}: {width}x{height} here, but {image['file_name']} has "
+        f"{size[1]}x{size[0]} pixels as stored"
+    )
+    return False
 
 
 def _image_folder(coco: CocoFile, root: Path) -> Path:

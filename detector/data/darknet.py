@@ -21,7 +21,7 @@ class DarknetData:
     """A parsed `*.data` file; values are as written."""
 
     names: tuple[str, ...]
-    splits: dict[str, str]  # train, val, test -> list file as written
+    splits: dict[str, tuple[str, str]]  # train, val, test -> list file as written, file:line
 
 
 def parse_data_file(path: Path) -> dict[str, tuple[int, str]]:
@@ -62,7 +62,11 @@ def read_data_file(path: Path, find: Callable[[str, str], Path]) -> DarknetData:
     number, text = values["classes"]
     if not text.isdecimal() or int(text) < 1:
         raise DataError(f"{path}:{number}: classes = {text} must be a whole number, at least 1")
-    splits = {SPLIT_KEYS[key]: value for key, (_, value) in values.items() if key in SPLIT_KEYS}
+    splits = {
+        SPLIT_KEYS[key]: (value, f"{path}:{line}")
+        for key, (line, value) in values.items()
+        if key in SPLIT_KEYS
+    }
     line, names_file = values["names"]
     names = read_names(find(names_file, f"{path}:{line}"), int(text), f"{path}:{number}")
     return DarknetData(names, splits)

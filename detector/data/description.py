@@ -163,7 +163,7 @@ def _describe_darknet(path: Path, content: dict[str, Any]) -> DataConfig:
     find = functools.partial(layout.find_existing, file)
     data = darknet.read_data_file(file, find)
     splits: dict[str, tuple[str, ...]] = {
-        split: (str(find(data.splits[split], str(file)).absolute()),)
+        split: (str(find(*data.splits[split]).absolute()),)
         for split in SPLITS
         if split in data.splits
     }

@@ -50,7 +50,8 @@ def build_sampler(
     _check_options(strategy, kind, {"seed": seed})
 
     def make(sampler_seed: int) -> BaseSampler:
-        return kind(**{**_defaults(name), **strategy.options}, seed=sampler_seed)
+        options: dict[str, Any] = {**_defaults(name), **strategy.options, "seed": sampler_seed}
+        return kind(**options)
 
     return _built(
         strategy, lambda: BorrowedSampler(make, space=space, start=start, seed=seed, local=local)

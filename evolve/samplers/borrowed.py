@@ -1,7 +1,7 @@
 """Optuna's own samplers, and anybody's, made to start at known-good values and to resume exactly.
 
-For every trial a fresh sampler is built, seeded by the study's seed and the trial's number, so that it
-carries nothing from one trial to the next but what the study holds.
+For every trial a fresh sampler is built, seeded by the study's seed and the trial's number, so that
+nothing is carried from one trial to the next but what the study holds.
 """
 
 from collections.abc import Callable, Container
@@ -40,7 +40,7 @@ class BorrowedSampler(BaseSampler):
         self._space = space
         self._seed = seed
         self._local = local
-        # one elite and no crossover: neighbours of the best values so far, at first the start values
+        # one elite and no crossover: neighbours of the best values so far, first of the start
         self._near = GeneticSampler(
             space=space, start=start, seed=seed, elites=1, crossover=0.0, global_share=0.0
         )
@@ -106,6 +106,6 @@ class _SearchView(Study):
 
 
 def _of_search(study: Study) -> Study:
-    """Return the study as a borrowed sampler should see it: repeats are no new information to it."""
+    """Return the study as a borrowed sampler should see it: without repeats."""
     trials = study.get_trials(deepcopy=False)
     return _SearchView(study) if any(kind_of(trial) == CONFIRM for trial in trials) else study

@@ -1,7 +1,7 @@
 """Genetic search around known-good values: crossover of the elite and mutation on the unit cube.
 
-Every proposal is a function of the study's trials and `default_rng([seed, trial_number])`, so that a
-reopened study goes on exactly as if it had never been closed.
+Every proposal is a function of the study's trials and `default_rng([seed, trial_number])`, so that
+a reopened study goes on exactly as if it had never been closed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -125,7 +125,7 @@ class GeneticSampler(BaseSampler):
     def _longest(self, tried: int) -> float:
         """Return the longest step in units of sigma; it shrinks only towards a known budget."""
         done = min(1.0, tried / self._budget) if self._budget else 0.0
-        return 2.0 * 0.3**done
+        return float(2.0 * 0.3**done)
 
     def _unlike(
         self,

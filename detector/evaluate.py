@@ -1,0 +1,383 @@
+"""How good a detector is on a data set: for training, for `evaluate()`, for the command.
+
+Letters: B images of a batch, n objects of an image. All three ways use the same settings, the same
+letterbox and the same code, so they give the same numbers.
+"""
+
+import argparse
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detector.augment import letterbox
+from detector.backends import Backend, load_backend
+from detector.boxes import Detections
+from detector.cli import add_common, run_command
+from detector.data import coco
+from detector.data.cache import scaled_size
+from detector.data.description import DataConfig, load_data, read_split
+from detector.data.images import read_image
+from detector.data.sample import Sample
+from detector.decode import select
+from detector.distributed import choose_device
+from detector.errors import ConfigError, DataError
+from detector.families import Family
+from detector.metrics import DetectionMetrics, Prediction, Truth, evaluate_detections
+from detector.plots import plot_confusion, plot_curves
+
+log = logging.getLogger("detector")
+
+LOADER_THREADS = 2  # decoding runs beside the network
+BATCHES_AHEAD = 2
+
+
+class Detector(Protocol):
+    """What finds objects: a `Family` or a `Backend`."""
+
+    def detect(self, images: Tensor, conf: float, iou: float, max_det: int) -> list[Detections]:
+        """Return the detections of each image, boxes in input pixels."""
+
+
+class Images(Protocol):
+    """Pictures by number, (h, w, 3) uint8 BGR: an `ImageCache`, or `Originals`."""
+
+    def __getitem__(self, index: int, /) -> np.ndarray: ...
+
+
+class Originals:
+    """The images of `samples` as stored on disk, decoded when they are asked for."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = samples
+
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        return read_image(self._samples[index].path)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How detections are made for an evaluation. Raises: ConfigError for values out of range."""
+
+    imgsz: int  # side of the square input, pixels
+    batch: int = 16
+    conf: float = 0.001  # lower scores are dropped
+    iou: float = 0.65  # of NMS
+    max_det: int = 300  # per image; of these, 100 per class and image count
+
+    def __post_init__(self) -> None:
+        if self.imgsz < 32 or self.imgsz % 32:
+            nearest = max(32, round(self.imgsz / 32) * 32)
+            raise ConfigError(f"imgsz={self.imgsz} must be a multiple of 32: try {nearest}")
+        for name in ("batch", "max_det"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("conf", "iou"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be 0 to 1")
+
+
+def evaluate_family(
+    family: Family,
+    samples: Sequence[Sample],
+    images: Images,
+    imgsz: int,
+    num_classes: int,
+    device: torch.device,
+    batch: int = 16,
+) -> DetectionMetrics:
+    """Evaluate a network in training, in eval mode meanwhile; `images[i]` is of `samples[i]`."""
+    was_training = family.network.training
+    family.network.eval()
+    try:
+        found = find_objects(family, samples, images, Settings(imgsz, batch), device)
+    finally:
+        family.network.train(was_training)
+    return evaluate_detections([truth_of(sample) for sample in samples], found, num_classes)
+
+
+def truth_of(sample: Sample) -> Truth:
+    """Return the targets of a sample; `crowd` and `difficult` ones are ignored."""
+    return Truth(sample.boxes, sample.labels, sample.crowd, sample.difficult)
+
+
+def find_objects(
+    detector: Detector,
+    samples: Sequence[Sample],
+    images: Images,
+    settings: Settings,
+    device: torch.device,
+) -> list[Prediction]:
+    """Return what `detector` finds in each image, in pixels of the image on disk."""
+    found: list[Prediction] = []
+    for pictures in _batches(images, len(samples), settings.imgsz, settings.batch):
+        inputs = pictures.to(device).float()
+        for detections in detector.detect(inputs, settings.conf, settings.iou, settings.max_det):
+            size = samples[len(found)].size
+            found.append(in_image_pixels(detections, size, settings.imgsz))
+    return found
+
+
+def in_image_pixels(detections: Detections, size: tuple[int, int], imgsz: int) -> Prediction:
+    """Undo the letterbox: boxes in pixels of an image of `size` (height, width), clipped to it.
+
+    Each axis has its own scale, because the letterbox rounds the sides to whole pixels.
+    """
+    height, width = scaled_size(size, imgsz)
+    boxes = detections.boxes.cpu().numpy() * np.tile([size[1] / width, size[0] / height], 2)
+    boxes = boxes.clip(0, np.array([size[1], size[0], size[1], size[0]])).astype(np.float32)
+    return Prediction(boxes, detections.scores.cpu().numpy(), detections.labels.cpu().numpy())
+
+
+def _batches(images: Images, count: int, imgsz: int, batch: int) -> Iterator[Tensor]:
+    """Yield letterboxed batches (B, 3, imgsz, imgsz) uint8, loaded a little ahead by threads."""
+
+    def load(start: int) -> Tensor:
+        indices = range(start, min(count, start + batch))
+        pictures = np.stack([letterbox(images[i], (imgsz, imgsz))[0] for i in indices])
+        return torch.from_numpy(pictures).permute(0, 3, 1, 2)
+
+    with ThreadPoolExecutor(LOADER_THREADS) as pool:
+        pending: deque[Future[Tensor]] = deque()
+        for start in range(0, count, batch):
+            pending.append(pool.submit(load, start))
+            if len(pending) > BATCHES_AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+# ---- stand-alone ---------------------------------------------------------------------------
+
+
+def evaluate(
+    weights: str | Path,
+    data: str | Path,
+    split: str = "val",
+    imgsz: int | None = None,
+    batch: int = 16,
+    device: str = "auto",
+    conf: float = 0.001,
+    iou: float = 0.65,
+    max_det: int = 300,
+    save_json: str | Path | None = None,
+    plots: str | Path | None = None,
+) -> dict[str, Any]:
+    """Evaluate a checkpoint or an exported file on a split of a data set.
+
+    Returns the metrics by their names, then "classes" (by name), "coco" (the twelve numbers),
+    "speed" (ms per image) and what was evaluated. `imgsz` is by default what the file was made
+    for. `save_json` takes the detections in COCO's result format, `plots` is a folder for pictures.
+
+    Raises: UserError for a wrong option, data set or file.
+    """
+    backend = load_backend(weights, choose_device(device))
+    settings = Settings(backend.imgsz if imgsz is None else imgsz, batch, conf, iou, max_det)
+    dataset = load_data(data)
+    samples = read_split(dataset, split)
+    to_dataset = _label_map(backend, dataset)
+    timed = _Timed(backend, settings.imgsz)
+    found = find_objects(timed, samples, Originals(samples), settings, backend.device)
+    found = [Prediction(p.boxes, p.scores, to_dataset[p.labels]) for p in found]
+    started = time.perf_counter()
+    metrics = evaluate_detections(
+        [truth_of(sample) for sample in samples], found, dataset.num_classes, by_size=True
+    )
+    seconds = {**timed.seconds, "metrics": time.perf_counter() - started}
+    if save_json:
+        _write_json(Path(save_json), coco_results(dataset, split, samples, found))
+    if plots:
+        plot_curves(metrics, dataset.names, Path(plots) / "curves.png")
+        plot_confusion(metrics.confusion, dataset.names, Path(plots) / "confusion.png")
+    return {
+        **_as_dict(metrics, dataset.names),
+        "speed": {name: 1000 * value / len(samples) for name, value in seconds.items()},
+        "weights": str(weights),
+        "data": str(data),
+        "split": split,
+        **asdict(settings),
+    }
+
+
+class _Timed:
+    """A backend that notes the seconds in network (with decoding) and NMS, all batches included."""
+
+    def __init__(self, backend: Backend, imgsz: int) -> None:
+        self.backend = backend
+        backend(torch.zeros(1, 3, imgsz, imgsz))  # the first call of a process is slow
+        self.seconds = {"network": 0.0, "NMS": 0.0}
+
+    def detect(self, images: Tensor, conf: float, iou: float, max_det: int) -> list[Detections]:
+        start = self._now()
+        decoded = self.backend(images)
+        middle = self._now()
+        found = select(decoded, conf, iou, max_det)
+        self.seconds["network"] += middle - start
+        self.seconds["NMS"] += self._now() - middle
+        return found
+
+    def _now(self) -> float:
+        if self.backend.device.type != "cpu":
+            torch.accelerator.synchronize(self.backend.device)
+        return time.perf_counter()
+
+
+def _label_map(backend: Backend, dataset: DataConfig) -> np.ndarray:
+    """Return the data set's label of each label of the model, by name, whatever the order."""
+    if set(backend.names) != set(dataset.names):
+        raise ConfigError(
+            f"{backend.path} finds {', '.join(backend.names)}; "
+            f"{dataset.path} has other classes: {', '.join(dataset.names)}"
+        )
+    return np.array([dataset.names.index(name) for name in backend.names], np.int64)
+
+
+def _as_dict(metrics: DetectionMetrics, names: Sequence[str]) -> dict[str, Any]:
+    classes = {
+        names[row.label]: {
+            "images": row.images,
+            "targets": row.targets,
+            "precision": row.precision,
+            "recall": row.recall,
+            "F1": row.f1,
+            "mAP50": row.ap50,
+            "mAP50-95": row.ap50_95,
+        }
+        for row in metrics.classes
+    }
+    return {
+        **metrics.summary(),
+        "mAP75": metrics.map75,
+        "confidence": metrics.confidence,
+        "images": metrics.images,
+        "targets": metrics.targets,
+        "classes": classes,
+        "without_targets": [names[label] for label in metrics.absent],
+        "confusion": metrics.confusion.tolist(),
+        "coco": metrics.coco,
+    }
+
+
+# ---- results in COCO's format --------------------------------------------------------------
+
+
+def coco_results(
+    dataset: DataConfig, split: str, samples: Sequence[Sample], found: Sequence[Prediction]
+) -> list[dict[str, Any]]:
+    """Return detections as COCO results: bbox x, y, width, height in pixels of the image on disk.
+
+    For a data set in COCO's format the image and category ids are its own; else an image's id is
+    its file name without extension and a category's the label.
+    """
+    ids, categories = _coco_ids(dataset, split, samples)
+    rows = []
+    for image, prediction in zip(ids, found, strict=True):
+        corners = prediction.boxes.astype(float)
+        bboxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        rows += [
+            {"image_id": image, "category_id": categories[label], "bbox": bbox, "score": score}
+            for label, bbox, score in zip(
+                prediction.labels, bboxes.tolist(), prediction.scores.tolist(), strict=True
+            )
+        ]
+    return rows
+
+
+def _coco_ids(
+    dataset: DataConfig, split: str, samples: Sequence[Sample]
+) -> tuple[list[Any], list[Any]]:
+    """Return the id of each sample and of each label."""
+    if dataset.format != "coco":
+        return [sample.id for sample in samples], list(range(dataset.num_classes))
+    images: dict[tuple[str, ...], Any] = {}
+    categories: dict[str, Any] = {}
+    for entry in dataset.splits[split]:
+        content = coco.load_coco(coco.find_json(dataset.root, entry))
+        images |= {PurePath(row["file_name"]).parts: row["id"] for row in content.images}
+        categories |= {str(row["name"]): row["id"] for row in content.categories}
+    depths = sorted({len(parts) for parts in images}, reverse=True)
+    ids = []
+    for sample in samples:  # file_name may have folders of its own
+        ends = (sample.path.parts[-depth:] for depth in depths)
+        ids.append(next(images[end] for end in ends if end in images))
+    return ids, [categories[name] for name in dataset.names]
+
+
+def _write_json(path: Path, rows: list[dict[str, Any]]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+# ---- command -------------------------------------------------------------------------------
+
+EXAMPLES = """examples:
+  python -m detector.evaluate --weights runs/train/bccd/weights/best.pt --data data/bccd.yaml
+  python -m detector.evaluate --weights best.onnx --data data/bccd.yaml --split test --json
+  python -m detector.evaluate --weights best.pt --data data/coco.yaml --save-json results.json
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        "python -m detector.evaluate",
+        description="Measure a checkpoint or an exported file on a data set.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--weights", required=True, metavar="FILE", help=".pt, .onnx or .engine")
+    parser.add_argument("--data", required=True, help="data set description (yaml) or folder")
+    parser.add_argument("--split", default="val", help="train, val or test (default val)")
+    parser.add_argument("--imgsz", type=int, help="input side, pixels (default: the weights' own)")
+    parser.add_argument("--batch", type=int, default=16, help="images at once (default 16)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--conf", type=float, default=0.001, help="least score (default 0.001)")
+    parser.add_argument("--iou", type=float, default=0.65, help="IoU of NMS (default 0.65)")
+    parser.add_argument("--max-det", type=int, default=300, help="detections per image (300)")
+    parser.add_argument("--save-json", metavar="FILE", help="write detections as COCO results")
+    parser.add_argument("--plots", metavar="FOLDER", help="write curves.png and confusion.png")
+    add_common(parser)
+    return run_command(_evaluate_command, parser, argv)
+
+
+def _evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
+    wanted = {
+        name: value for name, value in vars(options).items() if name not in ("json", "verbose")
+    }
+    report = evaluate(**wanted)
+    if not options.json:
+        print(table(report))
+    return report
+
+
+def table(report: dict[str, Any]) -> str:
+    """Return the result of `evaluate` as a table of fixed columns: all, then each class."""
+    keys = ("precision", "recall", "F1", "mAP50", "mAP50-95")
+    rows = [("all", report), *report["classes"].items()]
+    width = max(len(name) for name, _ in [("Class", None), *rows])
+    lines = [f"{'Class':<{width}}  Images  Targets      P      R     F1  mAP50  mAP50-95"]
+    for name, row in rows:
+        numbers = "".join(f"{row[key]:>{9 if key == 'mAP50-95' else 6}.3f} " for key in keys)
+        lines.append(f"{name:<{width}}  {row['images']:>6}  {row['targets']:>7} {numbers}".rstrip())
+    if report["without_targets"]:
+        lines.append(f"without targets, in no mean: {', '.join(report['without_targets'])}")
+    speed = ", ".join(f"{name} {value:.1f} ms" for name, value in report["speed"].items())
+    lines.append(f"P, R and F1 at IoU 0.5 and confidence {report['confidence']:.3f}")
+    lines.append(f"per image: {speed}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

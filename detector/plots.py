@@ -1,0 +1,173 @@
+"""Curves and tables as PNG pictures, drawn with matplotlib without touching its global state.
+
+Letters: C classes, K classes that have targets.
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detector.draw import PALETTE
+from detector.errors import DataError, MissingPackageError
+from detector.metrics import METRIC_NAMES, DetectionMetrics
+
+MAX_NAMED_CLASSES = 12  # in a legend; beyond, classes are thin gray lines
+MAX_COUNTED_CLASSES = 20  # in a confusion matrix with numbers
+MAX_TICKS = 60  # classes with their names at the sides of a confusion matrix
+LINES = tuple(f"#{code}" for code in PALETTE if code not in ("F0E442", "DDCC77"))  # too pale
+GRAY = "#bbbbbb"
+INK = "#222222"
+
+
+def plot_training(results: str | Path, picture: str | Path) -> None:
+    """Draw losses, learning rate and metrics over the epochs of a results.csv.
+
+    Raises: DataError when the file cannot be read or has no row.
+    """
+    columns = _read_results(Path(results))
+    losses = [name for name in columns if name.startswith(("train/", "val/"))]
+    metrics = [name for name in (*METRIC_NAMES, "fitness") if name in columns]
+    figure = _figure(15, 4.2)
+    left, middle, right = figure.subplots(1, 3)
+    _lines(left, columns, losses, "Loss")
+    _lines(middle, columns, ["lr"] if "lr" in columns else [], "Learning rate")
+    _lines(right, columns, metrics, "Metrics on the validation split")
+    right.set_ylim(0, 1)
+    _save(figure, picture)
+
+
+def plot_curves(metrics: DetectionMetrics, names: Sequence[str], picture: str | Path) -> None:
+    """Draw precision over recall and F1 over confidence at IoU 0.5, for each class and the mean."""
+    curves = metrics.curves
+    figure = _figure(13, 5.2)
+    left, right = figure.subplots(1, 2)
+    ap50 = [row.ap50 for row in metrics.classes]
+    at = curves.recall_grid
+    _class_lines(left, at, curves.precision_at_recall, curves.labels, names, ap50)
+    _mean_line(left, at, curves.precision_at_recall, f"mean, mAP50 {metrics.map50:.3f}")
+    left.set(title="Precision and recall, IoU 0.5", xlabel="Recall", ylabel="Precision")
+    f1 = [row.f1 for row in metrics.classes]
+    _class_lines(right, curves.confidence, curves.f1, curves.labels, names, f1)
+    mean = f"mean, best {metrics.f1:.3f} at {metrics.confidence:.3f}"
+    _mean_line(right, curves.confidence, curves.f1, mean)
+    right.plot(metrics.confidence, metrics.f1, "o", color=INK, zorder=4)
+    right.set(title="F1 and confidence, IoU 0.5", xlabel="Confidence", ylabel="F1")
+    for axes in (left, right):
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
+    _save(figure, picture)
+
+
+def plot_confusion(confusion: np.ndarray, names: Sequence[str], picture: str | Path) -> None:
+    """Draw a confusion matrix (C + 1, C + 1), [true, predicted], background last.
+
+    Cells hold counts; the shade is the share of the row, that is of the true class.
+    """
+    count = len(confusion)
+    labels = [_plain(name) for name in (*names, "background")]
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    side = min(16.0, 4.5 + 0.42 * count)
+    figure = _figure(side + 1, side)
+    axes = figure.subplots()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="Share of the true class", shrink=0.8)
+    if count <= MAX_COUNTED_CLASSES + 1:
+        for (true, predicted), value in np.ndenumerate(confusion):
+            colour = "white" if share[true, predicted] > 0.55 else INK
+            if value:
+                axes.text(predicted, true, f"{value}", ha="center", va="center", color=colour)
+    ticks = range(count) if count <= MAX_TICKS else []
+    size = 10 if count <= MAX_COUNTED_CLASSES else 7
+    axes.set_xticks(ticks, [labels[i] for i in ticks], rotation=90, fontsize=size)
+    axes.set_yticks(ticks, [labels[i] for i in ticks], fontsize=size)
+    axes.set(xlabel="Predicted", ylabel="True", title="Confusion at the best confidence, IoU 0.5")
+    _save(figure, picture)
+
+
+def _read_results(path: Path) -> dict[str, np.ndarray]:
+    """Return the columns of a results.csv; empty cells are NaN."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        columns = {
+            name: np.array([float(row[name] or math.nan) for row in rows])
+            for name in (rows[0] if rows else {})
+        }
+    except OSError as error:
+        raise DataError(f"{path}: cannot read: {error.strerror}") from error
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: not a table of numbers: {error}") from error
+    if "epoch" not in columns:
+        raise DataError(f"{path}: no epoch to draw")
+    return columns
+
+
+def _lines(axes: Any, columns: dict[str, np.ndarray], wanted: Sequence[str], title: str) -> None:
+    """Draw `wanted` columns over the epoch; epochs without a value are passed over."""
+    for index, name in enumerate(wanted):
+        there = np.isfinite(columns[name])
+        epochs = columns["epoch"][there]
+        mark = "o" if len(epochs) <= 10 else ""
+        summary = name in ("fitness", "train/total")
+        colour = INK if summary else _colour(index)
+        label = _plain(name.removeprefix("train/"))
+        axes.plot(epochs, columns[name][there], marker=mark, markersize=4, color=colour,
+                  linestyle="--" if summary else "-", label=label)  # fmt: skip
+    axes.set(title=title, xlabel="Epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    if len(wanted) > 1:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
+
+
+def _class_lines(
+    axes: Any,
+    at: np.ndarray,
+    values: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    numbers: Sequence[float],
+) -> None:
+    """Draw a line for each class, values (K, points); named with its number if there are few."""
+    for line, label, number in zip(values, labels, numbers, strict=True):
+        if len(labels) <= MAX_NAMED_CLASSES:
+            text = f"{_plain(names[label])} {number:.3f}"
+            axes.plot(at, line, color=_colour(int(label)), linewidth=1.3, label=text)
+        else:
+            axes.plot(at, line, color=GRAY, linewidth=0.7)
+    axes.grid(alpha=0.3)
+
+
+def _mean_line(axes: Any, at: np.ndarray, values: np.ndarray, text: str) -> None:
+    if len(values):
+        axes.plot(at, values.mean(axis=0), color=INK, linewidth=2.5, label=text)
+    else:
+        axes.plot([], [], color=INK, label="no targets")
+
+
+def _colour(index: int) -> str:
+    return LINES[index % len(LINES)]
+
+
+def _plain(text: str) -> str:
+    """Return `text` so that matplotlib shows it as it is: `$` is no formula, `_` not hidden."""
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def _figure(width: float, height: float) -> Any:
+    """Return a figure of `width` x `height` inches that no global registry holds."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingPackageError("plots need matplotlib: pip install matplotlib") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, picture: str | Path) -> None:
+    Path(picture).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=110, format="png")

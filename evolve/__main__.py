@@ -1,0 +1,203 @@
+"""`python -m evolve`: run, status, best, export, ui. Parse, call, print."""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a spawned worker imports this file again, and needs none of it
+    from evolve.config import StudyConfig
+
+EXAMPLES = """examples:
+  python -m evolve run --generations 30
+  python -m evolve run --study small --set settings.epochs=10 --set space.lr0.high=0.05
+  python -m evolve run --strategy tpe --workers 2
+  python -m evolve status
+  python -m evolve best --params
+  python -m evolve export --format onnx,tensorrt-rtx --out engines
+  python -m evolve ui --port 5001
+
+Ctrl-C stops a run; the same command goes on with it.
+exit codes: 0 done, 1 the run failed, 2 wrong usage or input, 130 interrupted"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    from evolve.errors import RunFailed
+
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except RunFailed as error:
+        return _fail(error, 1)
+    except ValueError as error:  # UserError, and what an objective says of its settings
+        return _fail(error, 2)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
+        return 130
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Start or resume the study."""
+    from evolve.display import Display
+    from evolve.printout import result_text
+    from evolve.problem import start_values
+    from evolve.study import run_study
+    from evolve.tracking import open_tracker
+
+    config = _config(arguments)
+    _quiet_optuna()
+    signal.signal(signal.SIGTERM, _interrupt)
+    with Display() as display:
+        summary = run_study(config, display)
+    start = start_values(config, lambda _: None)
+    links = open_tracker(config, config.directory).links()
+    _print(arguments, summary.to_dict(), result_text(summary, start, links))
+    return 0
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Print how far the study is."""
+    from evolve.printout import status_text
+    from evolve.storage import load_study
+    from evolve.summary import summarise
+
+    config = _config(arguments)
+    _quiet_optuna()
+    study = load_study(config)
+    summary = summarise(config, study)
+    _print(arguments, summary.to_dict(), status_text(summary, study))
+    return 0
+
+
+def best(arguments: argparse.Namespace) -> int:
+    """Print the winner as best.yaml, or its searched values alone."""
+    from evolve.storage import load_study
+    from evolve.summary import best_yaml, summarise
+    from evolve.yamlfile import write_yaml
+
+    config = _config(arguments)
+    _quiet_optuna()
+    summary = summarise(config, load_study(config))
+    text = best_yaml(config, summary, None, None)
+    if arguments.params:
+        text = write_yaml(summary.recommended or {})
+    _print(arguments, summary.to_dict(), text.rstrip())
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Turn the winner's weights into an engine by the objective's own export."""
+    from evolve.storage import load_study
+    from evolve.summary import export_winner
+
+    config = _config(arguments)
+    _quiet_optuna()
+    formats = [name.strip() for name in arguments.format.split(",")] if arguments.format else None
+    files = export_winner(config, load_study(config), formats, arguments.out)
+    _print(arguments, {"files": [str(path) for path in files]}, "\n".join(map(str, files)))
+    return 0
+
+
+def ui(arguments: argparse.Namespace) -> int:
+    """Serve the tracker's pages on this machine until Ctrl-C."""
+    from evolve.ui import UI_PORT, serve
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    tracking = _config(arguments).tracking
+    return serve(tracking.uri, arguments.port or UI_PORT, tracking.experiment)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m evolve",
+        description="Search for the best settings of a training.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    runner = _command(commands, run, "start or resume the study of evolve.yaml")
+    runner.add_argument("--generations", type=_count, metavar="N", help="trials in total")
+    runner.add_argument(
+        "--strategy", metavar="NAME", help="genetic, tpe, random, module:Class, ..."
+    )
+    runner.add_argument("--workers", type=_count, metavar="N", help="trials at once")
+    _command(commands, status, "print how far the study is")
+    winner = _command(commands, best, "print the winner's values as best.yaml")
+    winner.add_argument("--params", action="store_true", help="only the values that were searched")
+    exporter = _command(commands, export, "turn the winner into an engine")
+    exporter.add_argument("--format", metavar="LIST", help="such as onnx,tensorrt-rtx")
+    exporter.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go")
+    server = _command(commands, ui, "serve the tracker's pages on this machine")
+    server.add_argument("--port", type=int, default=None, metavar="N", help="a free one by default")
+    return parser
+
+
+def _command(
+    commands: Any, body: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        body.__name__,
+        help=text,
+        description=body.__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=body)
+    parser.add_argument("--config", type=Path, default=Path("evolve.yaml"), metavar="FILE")
+    parser.add_argument("--study", metavar="NAME", help="name of the study")
+    parser.add_argument("--storage", metavar="URL", help="Optuna storage, such as sqlite:///x.db")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a dotted key"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _config(arguments: argparse.Namespace) -> "StudyConfig":
+    """Read evolve.yaml with all overrides of the command line; named options win over --set."""
+    from evolve.config import load_config
+
+    named = {
+        "study.name": arguments.study,
+        "study.storage": arguments.storage,
+        "study.generations": getattr(arguments, "generations", None),
+        "strategy": getattr(arguments, "strategy", None),
+        "workers.count": getattr(arguments, "workers", None),
+    }
+    options = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+    return load_config(arguments.config, [*arguments.set, *options])
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 0:
+        raise argparse.ArgumentTypeError(f"{text} must not be negative")
+    return count
+
+
+def _quiet_optuna() -> None:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _print(arguments: argparse.Namespace, data: dict[str, Any], text: str) -> None:
+    print(json.dumps(data) if arguments.json else text)
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

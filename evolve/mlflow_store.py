@@ -1,0 +1,297 @@
+"""One experiment of an MLflow store; the only file of evolve that imports mlflow.
+
+A store is a database (`sqlite:///runs/mlflow.db`), a server (`http://...`) or what else MLflow
+takes.
+"""
+
+import logging
+import os
+import re
+import socket
+import sqlite3
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from evolve.config import TrackingOptions
+from evolve.tracked import Points
+
+log = logging.getLogger(__name__)
+
+SQLITE = "sqlite:///"
+PAGE = 1000  # runs in one answer
+BATCH_METRICS, BATCH_PARAMS, BATCH_TAGS = 800, 100, 100  # MLflow: 1000 in all, 100 params, 100 tags
+NOTE = (
+    "Studies of `python -m evolve`: one run per study, its trials nested under it with the tag "
+    '`evolve.kind = "trial"`. `python -m evolve ui` prints links to the pages worth opening.'
+)
+PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+# MLflow reads these from the environment and has no argument for them. Without the first two, one
+# call to a server that is down takes minutes; the third keeps its links off standard output.
+LIMITS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+@contextmanager
+def limits() -> Iterator[None]:
+    """Set `LIMITS` for our own calls where the user has not, and put the environment back."""
+    ours = {name: value for name, value in LIMITS.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+class Store:
+    """An experiment of the store at `uri`; both are created if they do not exist.
+
+    Raises, like all its methods, whatever MLflow, the database or the network raises.
+    """
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        self.uri = uri
+        self._client = _open_client(uri)
+        self.experiment = self._open_experiment(experiment)
+
+    # ---- runs
+
+    def create(self, name: str, tags: Mapping[str, str], begin: int | None = None) -> Any:
+        """Create a run, `begin` in milliseconds, and return MLflow's description of it."""
+        return self._client.create_run(self.experiment, begin, dict(tags), name).info
+
+    def get(self, run_id: str) -> Any:
+        """Return MLflow's run: `info`, `data.metrics`, `data.params`, `data.tags`."""
+        return self._client.get_run(run_id)
+
+    def find(self, tags: Mapping[str, str], best: int = 0) -> list[Any]:
+        """Return the runs with these tags, newest first; with `best`, that many by fitness."""
+        order = ["metrics.fitness DESC"] if best else ["attributes.start_time DESC"]
+        runs: list[Any] = []
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self.experiment],
+                where(tags),
+                max_results=best or PAGE,
+                order_by=order,
+                page_token=token,
+            )
+            runs += page
+            token = page.token
+            if best or not token:
+                return runs
+
+    def reopen(self, run_id: str) -> None:
+        """Show a closed run as running."""
+        self._client.update_run(run_id, status="RUNNING")
+
+    def close(self, run_id: str, status: str, end: int | None = None) -> None:
+        """End a run as FINISHED, FAILED or KILLED, `end` in milliseconds."""
+        self._client.set_terminated(run_id, status, end)
+
+    def delete(self, run_id: str) -> None:
+        """Move a run to MLflow's bin."""
+        self._client.delete_run(run_id)
+
+    def log(
+        self, run_id: str, points: Points, params: Mapping[str, str], tags: Mapping[str, str]
+    ) -> None:
+        """Write metrics, parameters and tags; `fitness` first, which the compare page preselects.
+
+        A parameter that has another value already is an error of MLflow.
+        """
+        from mlflow.entities import Metric, Param, RunTag
+
+        ordered = sorted(points.items(), key=lambda item: item[0][0] != "fitness")
+        metrics = [Metric(name, value, at, step) for (name, step), (value, at) in ordered]
+        values = [Param(name, value) for name, value in params.items()]
+        labels = [RunTag(name, value) for name, value in tags.items()]
+        while metrics or values or labels:
+            batch = metrics[:BATCH_METRICS], values[:BATCH_PARAMS], labels[:BATCH_TAGS]
+            self._client.log_batch(run_id, *batch)
+            metrics, values = metrics[BATCH_METRICS:], values[BATCH_PARAMS:]
+            labels = labels[BATCH_TAGS:]
+
+    def written(self, run_id: str) -> set[tuple[str, int]]:
+        """Return (metric, step) of all points of a run."""
+        return {
+            (name, metric.step)
+            for name in self.get(run_id).data.metrics
+            for metric in self._client.get_metric_history(run_id, name)
+        }
+
+    # ---- files
+
+    def upload(self, artifacts: str, path: Path, place: str | None = None) -> None:
+        """Copy a file into the folder `place` of a run's artifacts (`info.artifact_uri`)."""
+        self._artifacts(artifacts).log_artifact(str(path), place)
+
+    def remove(self, artifacts: str, place: str) -> None:
+        """Remove a folder from a run's artifacts."""
+        self._artifacts(artifacts).delete_artifacts(place)
+
+    def _artifacts(self, artifacts: str) -> Any:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        return get_artifact_repository(artifacts, self.uri)
+
+    # ---- pages
+
+    def links(self, base: str, parent: str) -> list[tuple[str, str]]:
+        """Return labels and addresses of a study's pages; `base` is the address of the UI.
+
+        The plain experiment page folds the trials away and opens on a page for language models.
+        """
+        page = f"{base}/#/experiments/{self.experiment}"
+        trials = {"mlflow.parentRunId": parent, "evolve.kind": "trial"}
+        table = (
+            f"{page}/runs?searchFilter={quote(where(trials), safe='')}"
+            "&orderByKey=metrics.%60fitness%60&orderByAsc=false"
+        )
+        found = [
+            ("trials, best first", table),
+            ("curves of all trials", f"{table}&compareRunsMode=CHART"),
+        ]
+        top = [
+            run.info.run_id for run in self.find(trials, best=10) if "fitness" in run.data.metrics
+        ]
+        if len(top) > 1:
+            runs, experiments = (_quoted_list(ids) for ids in (top, [self.experiment]))
+            address = f"{base}/#/compare-runs?runs={runs}&experiments={experiments}"
+            found.append((f"the best {len(top)} compared", address))
+        return [*found, ("the study", f"{page}/runs/{parent}")]
+
+    def _open_experiment(self, name: str) -> str:
+        """Return the id of the experiment, which is created, or taken out of MLflow's bin."""
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            place = artifact_folder(self.uri)
+            inside = re.sub(r"[^\w.-]", "_", name)
+            # Given and absolute: MLflow's default is ./mlruns of wherever a command is run.
+            location = (place / inside).as_uri() if place else None
+            made: str = self._client.create_experiment(
+                name, artifact_location=location, tags={"mlflow.note.content": NOTE}
+            )
+            return made
+        if found.lifecycle_stage != "active":
+            self._client.restore_experiment(found.experiment_id)
+        experiment_id: str = found.experiment_id
+        return experiment_id
+
+
+def where(tags: Mapping[str, str]) -> str:
+    """Return the filter of MLflow's search for runs with these tags."""
+    return " and ".join(f'tags.`{name}` = "{value}"' for name, value in tags.items())
+
+
+def store_uri(uri: str | None) -> str | None:
+    """Return the address of the store that a configuration means, None for no tracking.
+
+    MLFLOW_TRACKING_URI stands in for the default store, not for one that was chosen.
+    """
+    if uri == TrackingOptions().uri:
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or uri
+    return absolute_uri(uri) if uri else None
+
+
+def absolute_uri(uri: str) -> str:
+    """Return the address with the path of a SQLite file made absolute."""
+    path = sqlite_path(uri)
+    return f"{SQLITE}{path}" if path else uri
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """Return the absolute path of a SQLite store, or None for another kind of store."""
+    return Path(uri.removeprefix(SQLITE)).resolve() if uri.startswith(SQLITE) else None
+
+
+def is_server(uri: str) -> bool:
+    """True for the address of an MLflow server."""
+    return uri.startswith(("http://", "https://"))
+
+
+def artifact_folder(uri: str) -> Path | None:
+    """Return where a store's files go: beside its SQLite file; None if a server decides."""
+    if is_server(uri):
+        return None
+    path = sqlite_path(uri)
+    return (path.parent if path else Path("runs").resolve()) / "mlartifacts"
+
+
+def shown_uri(uri: str) -> str:
+    """Return the address without its password."""
+    return re.sub(r"(://[^/:@]+):[^@]*@", r"\1:***@", uri)
+
+
+def _quoted_list(ids: list[str]) -> str:
+    return quote("[" + ",".join(f'"{name}"' for name in ids) + "]", safe="")
+
+
+def _open_client(uri: str) -> Any:
+    path = sqlite_path(uri)
+    if path and not path.is_file():
+        _create_sqlite(path)
+    _check_reachable(uri, path)
+    return _client(uri)
+
+
+def _client(uri: str) -> Any:
+    with warnings.catch_warnings(), _quiet_loggers(), limits():
+        # SQLAlchemy 2.1 deprecates what MLflow's own tables are declared with.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from mlflow import MlflowClient
+
+        return MlflowClient(uri, registry_uri=uri)
+
+
+def _create_sqlite(path: Path) -> None:
+    """Create the tables in a file of our own, then give it its name if nobody was faster.
+
+    Two processes that create them in one file at once leave a file that nothing can repair.
+    """
+    log.info("creating the MLflow store %s; this takes a few seconds once", path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        _client(f"{SQLITE}{own}").search_experiments(max_results=1)
+        if not path.exists():
+            os.link(own, path)
+    except FileExistsError:
+        pass  # another process was faster, and its file is as good
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def _check_reachable(uri: str, path: Path | None) -> None:
+    """Raise at once what MLflow would raise after 100 seconds of trying again."""
+    if path:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True)) as database:
+            database.execute("PRAGMA schema_version")
+        return
+    address = urlsplit(uri)
+    port = address.port or PORTS.get(address.scheme.split("+")[0])
+    if address.hostname and port and not is_server(uri):
+        socket.create_connection((address.hostname, port), timeout=5).close()
+
+
+@contextmanager
+def _quiet_loggers() -> Iterator[None]:
+    """Keep MLflow's lines about its tables off the terminal."""
+    loggers = [logging.getLogger(name) for name in ("mlflow.store.db.utils", "alembic")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

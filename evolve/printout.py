@@ -1,0 +1,94 @@
+"""A study's summary as text for a terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optuna import Study
+
+from evolve.display import ending, label
+from evolve.record import fitness
+from evolve.space import Params
+from evolve.summary import Summary, measured_text
+
+SHOWN_FAILURES = 3
+
+
+def result_text(summary: Summary, start: Params, links: Sequence[tuple[str, str]]) -> str:
+    """Return the end of `evolve run`: counts, values beside start values, verdict, what next."""
+    lines = [status_line(summary)]
+    for reason, count in sorted(summary.failures.items(), key=lambda item: -item[1])[
+        :SHOWN_FAILURES
+    ]:
+        lines.append(f"  failed {count} times: {reason}")
+    if summary.states["pruned"]:
+        share = f"{100 * summary.saved_epochs:.0f} %"
+        lines.append(
+            f"  stopping {summary.states['pruned']} trials early saved {share} of the epochs"
+        )
+    if summary.recommended is None:
+        return "\n".join([*lines, "no trial is complete: there is nothing to recommend"])
+    lines += ["", f"recommended values (trial {summary.recommended_trial}):"]
+    lines += values_table(summary.recommended, start)
+    lines += ["", *_measurements(summary), summary.verdict.text, ""]
+    lines += [f"written: {path}" for path in summary.files]
+    if summary.checkpoint is not None:
+        lines.append(f"weights: {summary.checkpoint}")
+    lines += [f"{name}: {address}" for name, address in links]
+    return "\n".join([*lines, "", *_next_commands(summary)])
+
+
+def status_text(summary: Summary, study: Study, last: int = 10) -> str:
+    """Return the progress of a study with its last trials."""
+    trials = [trial for trial in study.get_trials(deepcopy=False)][-last:]
+    lines = [status_line(summary), ""]
+    for trial in trials:
+        state = ending(trial) if trial.state.is_finished() else trial.state.name.lower()
+        lines.append(f"  {label(trial)}: {state}")
+    if summary.recommended is not None:
+        lines += ["", *_measurements(summary), summary.verdict.text]
+    return "\n".join(lines)
+
+
+def status_line(summary: Summary) -> str:
+    """Return the counts and the best fitness in one line."""
+    states = summary.states
+    counts = [f"{states[name]} {name}" for name in ("pruned", "failed", "running") if states[name]]
+    line = f"study {summary.study}: {summary.generations} of {summary.total} generations"
+    line += f" ({', '.join(counts)})" if counts else ""
+    if summary.best is not None:
+        line += f", best fitness {fitness(summary.best):.4f} in trial {summary.best.number}"
+    return line
+
+
+def values_table(params: Mapping[str, Any], start: Mapping[str, Any]) -> list[str]:
+    """Return one line per name: its value and its start value."""
+    width = max(len(name) for name in params)
+    return [
+        f"  {name:<{width}}  {_short(value):>12}   start {_short(start.get(name))}"
+        for name, value in sorted(params.items())
+    ]
+
+
+def _measurements(summary: Summary) -> list[str]:
+    verdict = summary.verdict
+    if verdict.start is None:
+        start = summary.start
+        return [] if start is None else [f"start values, measured once: {fitness(start):.4f}"]
+    lines = [f"start values:      {measured_text(verdict.start)}"]
+    for measured in verdict.finalists:
+        mark = "  <- recommended" if measured is verdict.recommended else ""
+        name = f"trial {measured.configuration.of}:"
+        lines.append(f"{name:<18} {measured_text(measured)}{mark}")
+    return lines
+
+
+def _next_commands(summary: Summary) -> list[str]:
+    commands = ["python -m detector.train --hyp hyp/best.yaml   # train with these values"]
+    if summary.checkpoint is not None:
+        commands.append("python -m evolve export --format onnx          # the winner as an engine")
+    commands.append("python -m evolve ui                            # all trials in the browser")
+    return ["next:", *(f"  {command}" for command in commands)]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,137 @@
+"""A study from start to end: open or resume, search, confirm, write the result."""
+
+import logging
+from collections.abc import Callable
+
+from optuna import Study, Trial
+from optuna.trial import TrialState
+
+from evolve.config import StudyConfig
+from evolve.confirm import missing_repeat
+from evolve.display import Display
+from evolve.fidelity import build_pruner
+from evolve.machine import place_workers
+from evolve.objective import load_objective
+from evolve.problem import build_problem
+from evolve.record import (
+    CONFIRM,
+    DIVERGED,
+    START,
+    generations,
+    kind_of,
+    reason_of,
+    repeat_seed,
+    search_trials,
+)
+from evolve.runner import Runner
+from evolve.samplers import build_sampler
+from evolve.storage import claim_folder, open_study, owned
+from evolve.summary import Summary, summarise, write_best
+from evolve.tracking import Tracker, open_tracker
+from evolve.workers import WorkerPool
+
+log = logging.getLogger(__name__)
+
+START_TRIES = 2  # of the start values in one run, if they fail for another reason than divergence
+
+
+def run_study(config: StudyConfig, display: Display) -> Summary:
+    """Start a study or go on with it until its generations are reached and its winner is confirmed.
+
+    Raises: UserError before any trial for wrong input; RunFailed when failures repeat.
+    """
+    objective = load_objective(config.objective)
+    problem = build_problem(config, objective, display.notice)
+    pruner = build_pruner(config.pruning)
+    sampler = build_sampler(
+        config.strategy,
+        space=problem.space,
+        start=problem.start,
+        seed=config.study.seed,
+        budget=config.study.generations,
+    )
+    with owned(config.directory):
+        study = open_study(config)
+        claim_folder(study, config.directory, display.notice)
+        study.sampler, study.pruner = sampler, pruner
+        tracker = open_tracker(config, config.directory)
+        tracker.start(study)
+        summary: Summary | None = None
+        try:
+            placements = place_workers(config.workers)
+            display.begin(study.get_trials(), config.study.generations, len(placements))
+            with WorkerPool(config.objective, placements) as pool:
+                runner = Runner(config, study, problem, pool, tracker, display)
+                runner.reopen()
+                runner.drive(generation_source(runner))
+                if missing_repeat(study.get_trials(deepcopy=False), config.confirm):
+                    display.notice("the finalists and the start values again, with other seeds:")
+                runner.drive(lambda: next_repeat(runner))
+            summary = summarise(config, study)
+            write_best(config, study, objective, problem, summary)
+        finally:
+            _record(config, study, tracker, summary)
+    return summary
+
+
+def generation_source(runner: Runner) -> Callable[[], Trial | None]:
+    """Return a function that gives the next trial of the search; None: all are on their way."""
+    study, start = runner.study, runner.problem.start
+    total = max(1, runner.config.study.generations)
+    failed_before = len(_failed_starts(study))
+
+    def next_generation() -> Trial | None:
+        trials = search_trials(study)
+        running = sum(trial.state == TrialState.RUNNING for trial in trials)
+        if generations(trials) + running >= total:
+            return None
+        failures = _failed_starts(study)
+        if (
+            len(failures) == sum(kind_of(trial) == START for trial in trials)
+            and len(failures) - failed_before < START_TRIES
+            and not any(reason.startswith(DIVERGED) for reason in failures)
+        ):
+            study.enqueue_trial(start, user_attrs={"kind": START})
+        return runner.ask()
+
+    return next_generation
+
+
+def next_repeat(runner: Runner) -> Trial | None:
+    """Return the next repeat of a finalist or the start values; None: all are on their way."""
+    study, config = runner.study, runner.config
+    if study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        return runner.ask()  # queued by a run that was killed just then
+    found = missing_repeat(study.get_trials(deepcopy=False), config.confirm)
+    if found is None:
+        return None
+    configuration, repeat = found
+    attributes = {
+        "kind": CONFIRM,
+        "of": configuration.of,
+        "repeat": repeat,
+        "seed": repeat_seed(config.study.seed, repeat),
+    }
+    study.enqueue_trial(configuration.params, user_attrs=attributes)
+    return runner.ask()
+
+
+def _failed_starts(study: Study) -> list[str]:
+    """Return the reasons why trials of the start values failed."""
+    return [
+        reason_of(trial)
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        if kind_of(trial) == START
+    ]
+
+
+def _record(config: StudyConfig, study: Study, tracker: Tracker, summary: Summary | None) -> None:
+    """Write the tables and close the tracker; their faults cost no study."""
+    try:
+        from evolve import report
+
+        report.write_trials_csv(study, config, config.directory / "trials.csv")
+        report.write_convergence_plot(study, config, config.directory / "convergence.png")
+    except (OSError, ImportError, ValueError) as error:
+        log.warning("the study's table or plot could not be written: %s", error)
+    tracker.finish(study, summary.to_dict() if summary else None)

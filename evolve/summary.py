@@ -1,0 +1,234 @@
+"""What came out of a study: numbers for people and for scripts, best.yaml, the winner's weights."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from evolve.config import StudyConfig
+from evolve.confirm import Measured, Verdict, judge
+from evolve.errors import StudyError
+from evolve.fidelity import saved_share
+from evolve.objective import Objective, load_objective
+from evolve.problem import Problem, best_values, start_values
+from evolve.record import CONFIRM, START, fitness, generations, kind_of, ranking, reason_of
+from evolve.runner import drop_weights
+from evolve.space import Params
+from evolve.yamlfile import write_yaml
+
+HYP_BEST = Path("hyp/best.yaml")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A study in numbers: `recommended` values of the genes, and `best`, the search's own best."""
+
+    study: str
+    generations: int
+    total: int
+    states: dict[str, int]
+    failures: dict[str, int]
+    saved_epochs: float
+    start: FrozenTrial | None
+    best: FrozenTrial | None
+    verdict: Verdict
+    recommended: Params | None
+    recommended_trial: int | None
+    checkpoint: Path | None
+    files: list[Path] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary in JSON types."""
+        gain = self.verdict.gain
+        measured = [m for m in (self.verdict.start, *self.verdict.finalists) if m is not None]
+        return {
+            "study": self.study,
+            "generations": self.generations,
+            "total": self.total,
+            "trials": self.states,
+            "failures": self.failures,
+            "saved_epochs": round(self.saved_epochs, 4),
+            "start": _trial_dict(self.start),
+            "best": _trial_dict(self.best),
+            "recommended": {"trial": self.recommended_trial, "params": self.recommended},
+            "verdict": self.verdict.word,
+            "verdict_text": self.verdict.text,
+            "gain": None
+            if gain is None
+            else {
+                "mean": _finite(gain.mean),
+                "sd": _finite(gain.sd),
+                "n": gain.n,
+                "interval": [_finite(gain.low), _finite(gain.high)],
+                "finalists": gain.compared,
+            },
+            "confirmed": [_measured_dict(m) for m in measured],
+            "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
+            "files": [str(path) for path in self.files],
+        }
+
+
+def summarise(config: StudyConfig, study: Study) -> Summary:
+    """Return what a study says so far, read from its trials alone."""
+    trials = study.get_trials(deepcopy=False)
+    verdict = judge(trials, config.confirm)
+    best = next(iter(ranking(trials)), None)
+    starts = [t for t in trials if kind_of(t) == START and t.state == TrialState.COMPLETE]
+    if verdict.recommended is not None:
+        number: int | None = verdict.recommended.configuration.of
+        params: Params | None = verdict.recommended.configuration.params
+    else:
+        number, params = (best.number, best.params) if best else (None, None)
+    return Summary(
+        study=config.study.name,
+        generations=generations(trials),
+        total=config.study.generations,
+        states=_states(trials),
+        failures=dict(Counter(reason_of(t) for t in trials if t.state == TrialState.FAIL)),
+        saved_epochs=saved_share(trials),
+        start=starts[0] if starts else None,
+        best=best,
+        verdict=verdict,
+        recommended=params,
+        recommended_trial=number,
+        checkpoint=_checkpoint(config, trials, number),
+        files=[path for path in (config.directory / "best.yaml", HYP_BEST) if path.is_file()],
+    )
+
+
+def best_yaml(
+    config: StudyConfig, summary: Summary, objective: Objective | None, problem: Problem | None
+) -> str:
+    """Return best.yaml: a comment with the verdict, all hyperparameters, the settings.
+
+    Raises: StudyError if no trial is complete.
+    """
+    if summary.recommended is None:
+        raise StudyError(f"study {summary.study} has no complete trial yet")
+    if problem is None:  # the preflight only locks genes at their start values
+        start = start_values(config, lambda _: None)
+        constants = {**config.start.train, **config.start.values, **config.settings, **start}
+        problem = Problem(config.space, start, constants, {})
+    if objective is None and not _all_known(config):
+        objective = load_objective(config.objective)
+    values = best_values(config, objective, problem, summary.recommended)
+    return "".join(f"# {line}\n" for line in _header(summary)) + write_yaml(values)
+
+
+def write_best(
+    config: StudyConfig, study: Study, objective: Objective, problem: Problem, summary: Summary
+) -> None:
+    """Write best.yaml into the study's folder and hyp/, and drop weights that nobody needs."""
+    if summary.recommended is None:
+        return
+    text = best_yaml(config, summary, objective, problem)
+    for path in (config.directory / "best.yaml", HYP_BEST):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+        if path not in summary.files:
+            summary.files.append(path)
+    for trial in study.get_trials(deepcopy=False):
+        folder = config.directory / "trials" / str(trial.number)
+        is_winner = summary.checkpoint is not None and folder in summary.checkpoint.parents
+        if kind_of(trial) == CONFIRM and trial.state.is_finished() and not is_winner:
+            drop_weights(folder)
+
+
+def _header(summary: Summary) -> list[str]:
+    lines = [f"study {summary.study}, {summary.generations} generations", summary.verdict.text]
+    if summary.verdict.recommended is not None and summary.verdict.start is not None:
+        lines.append(f"start values:  {measured_text(summary.verdict.start)}")
+        lines.append(f"these values:  {measured_text(summary.verdict.recommended)}")
+    elif summary.best is not None:
+        lines.append(f"fitness {fitness(summary.best):.4f} in the search, measured once")
+    return [*lines, f"values of trial {summary.recommended_trial}"]
+
+
+def measured_text(measured: Measured) -> str:
+    """Return mean, standard deviation and number of a configuration's repeats."""
+    sd = f", sd {measured.sd:.4f}" if len(measured.values) > 1 else ""
+    failed = f", {measured.failed} failed" if measured.failed else ""
+    return f"fitness {measured.mean:.4f}{sd}, n {len(measured.values)}{failed}"
+
+
+def _checkpoint(config: StudyConfig, trials: list[FrozenTrial], number: int | None) -> Path | None:
+    """Return the weights of the recommended values' best run, a repeat if there is one."""
+    repeats = [t for t in trials if kind_of(t) == CONFIRM and t.user_attrs.get("of") == number]
+    own = [trial for trial in trials if trial.number == number]
+    for runs in (repeats, own):
+        complete = [trial for trial in runs if trial.state == TrialState.COMPLETE]
+        for trial in sorted(complete, key=fitness, reverse=True):
+            for name in ("best.pt", "last.pt"):
+                path = config.directory / "trials" / str(trial.number) / "weights" / name
+                if path.is_file():
+                    return path
+    return None
+
+
+def _all_known(config: StudyConfig) -> bool:
+    """Return whether the files alone say which genes are hyperparameters and which are settings."""
+    known = {*config.start.values, *config.start.train, *config.settings}
+    return all(name in known for name in config.space.names)
+
+
+def _states(trials: list[FrozenTrial]) -> dict[str, int]:
+    search = Counter(t.state.name.lower() for t in trials if kind_of(t) != CONFIRM)
+    confirm = sum(kind_of(t) == CONFIRM for t in trials)
+    names = ("complete", "pruned", "failed", "running", "waiting")
+    counts = {name: search["fail" if name == "failed" else name] for name in names}
+    return {**counts, "confirm": confirm}
+
+
+def _trial_dict(trial: FrozenTrial | None) -> dict[str, Any] | None:
+    if trial is None:
+        return None
+    metrics: Mapping[str, float] = trial.user_attrs.get("metrics", {})
+    return {
+        "trial": trial.number,
+        "fitness": fitness(trial),
+        "metrics": {name: _finite(value) for name, value in metrics.items()},
+        "params": trial.params,
+    }
+
+
+def _measured_dict(measured: Measured) -> dict[str, Any]:
+    return {
+        "trial": measured.configuration.of,
+        "start": measured.configuration.is_start,
+        "params": measured.configuration.params,
+        "mean": _finite(measured.mean),
+        "sd": _finite(measured.sd),
+        "n": len(measured.values),
+        "failed": measured.failed,
+        "values": list(measured.values.values()),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if value - value == 0 else None  # JSON has no NaN
+
+
+def export_winner(
+    config: StudyConfig, study: Study, formats: list[str] | None, out: Path | None
+) -> list[Path]:
+    """Turn the winner's weights into files by the objective's own export.
+
+    Raises: StudyError if there are no weights or the objective exports nothing.
+    """
+    summary = summarise(config, study)
+    if summary.recommended is None:
+        raise StudyError(f"study {summary.study} has no complete trial yet")
+    if summary.checkpoint is None:
+        raise StudyError(f"trial {summary.recommended_trial} of {summary.study} left no weights")
+    function = load_objective(config.objective).optional("export")
+    if function is None:
+        raise StudyError(f"objective {config.objective} has no function export")
+    files = function(summary.checkpoint, formats, out or config.directory / "export")
+    return [Path(path) for path in files]

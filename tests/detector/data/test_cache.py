@@ -1,0 +1,182 @@
+import logging
+import multiprocessing
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from detector.data.cache import ImageCache, content_digest, scaled_size
+from detector.data.sample import Sample
+from detector.errors import DataError
+
+
+def make_sample(path: Path, height: int, width: int, seed: int = 0) -> Sample:
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    return Sample(
+        path, (height, width), np.array([[1, 2, 3, 4]], np.float32), np.array([1]),
+        np.zeros(1, bool), np.zeros(1, bool),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list[Sample]:
+    sizes = [(40, 80), (64, 32), (10, 10), (3, 90)]
+    return [make_sample(tmp_path / f"{i}.png", *size, seed=i) for i, size in enumerate(sizes)]
+
+
+def expected(sample: Sample, imgsz: int) -> np.ndarray:
+    image = cv2.imread(str(sample.path))
+    ratio = imgsz / max(image.shape)
+    height, width = (max(1, round(side * ratio)) for side in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+@pytest.mark.parametrize(
+    ("size", "scaled"),
+    [((40, 80), (32, 64)), ((80, 40), (64, 32)), ((10, 10), (64, 64)), ((1, 1000), (1, 64))],
+)
+def test_scaled_size_fits_the_square_and_is_never_zero(
+    size: tuple[int, int], scaled: tuple[int, int]
+) -> None:
+    assert scaled_size(size, 64) == scaled
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 0], ids=["mapped", "on demand"])
+def test_images_are_the_scaled_pictures(samples: list[Sample], tmp_path: Path, limit: int) -> None:
+    cache = ImageCache(samples, 64, tmp_path / "cache", limit_bytes=limit)
+    assert len(cache) == 4
+    assert (cache.path is None) == (limit == 0)
+    for index, sample in enumerate(samples):
+        assert np.array_equal(cache[index], expected(sample, 64))
+        with pytest.raises(ValueError, match="read-only"):
+            cache[index][0, 0] = 0
+    with pytest.raises(IndexError, match="image 4 of 4"):
+        cache[4]
+
+
+def test_cache_too_large_for_the_limit_says_so(
+    samples: list[Sample], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        ImageCache(samples, 64, tmp_path / "cache", limit_bytes=100)
+    assert len(caplog.messages) == 1 and "decoded on demand" in caplog.messages[0]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_folder_that_cannot_be_written_decodes_on_demand(
+    samples: list[Sample], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with caplog.at_level(logging.WARNING):
+        cache = ImageCache(samples, 64, tmp_path / "cache")
+    assert "decoded on demand" in caplog.messages[0]
+    assert np.array_equal(cache[0], expected(samples[0], 64))
+
+
+def test_second_cache_of_the_same_images_uses_the_file(
+    samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ImageCache(samples, 64, tmp_path / "cache")
+
+    def fail(path: Path) -> np.ndarray:
+        raise AssertionError(f"{path} is decoded again")
+
+    monkeypatch.setattr("detector.data.cache.read_image", fail)
+    second = ImageCache(samples, 64, tmp_path / "cache")
+    assert second.path == first.path
+    assert np.array_equal(second[1], first[1])
+
+
+def test_key_follows_content_and_size_not_names(samples: list[Sample], tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    first = ImageCache(samples, 64, folder).path
+    assert ImageCache(samples, 32, folder).path != first
+    assert ImageCache(samples[::-1], 64, folder).path != first
+    moved = replace(samples[0], path=samples[0].path.rename(tmp_path / "moved.png"))
+    assert ImageCache([moved, *samples[1:]], 64, folder).path == first
+    make_sample(moved.path, 40, 80, seed=9)  # another picture under the same name
+    assert ImageCache([moved, *samples[1:]], 64, folder).path != first
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"junk"])
+def test_damaged_file_is_made_again(samples: list[Sample], tmp_path: Path, damage: bytes) -> None:
+    path = ImageCache(samples, 64, tmp_path / "cache").path
+    assert path is not None
+    path.write_bytes(damage)
+    cache = ImageCache(samples, 64, tmp_path / "cache")
+    assert np.array_equal(cache[1], expected(samples[1], 64))
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_cache_travels_to_another_process_without_its_pixels(
+    samples: list[Sample], tmp_path: Path
+) -> None:
+    cache = ImageCache(samples * 50, 64, tmp_path / "cache")
+    content = pickle.dumps(cache)
+    assert len(content) < cache.num_bytes / 5
+    assert np.array_equal(pickle.loads(content)[1], cache[1])
+
+
+def test_writers_at_once_are_all_right(samples: list[Sample], tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        caches = list(pool.map(lambda _: ImageCache(samples, 64, tmp_path / "cache"), range(4)))
+    assert [file.name for file in (tmp_path / "cache").iterdir()] == [caches[0].path.name]
+    for cache in caches:
+        assert np.array_equal(cache[2], expected(samples[2], 64))
+
+
+@pytest.mark.slow  # every new process imports torch
+def test_processes_at_once_are_all_right(samples: list[Sample], tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        caches = pool.starmap(ImageCache, [(samples, 64, tmp_path / "cache")] * 3)
+    assert len({cache.path for cache in caches}) == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    for cache in caches:
+        assert np.array_equal(cache[2], expected(samples[2], 64))
+
+
+def test_broken_image_is_an_error_and_leaves_no_file(samples: list[Sample], tmp_path: Path) -> None:
+    samples[1].path.write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"1\.png: not a readable image"):
+        ImageCache(samples, 64, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_image_of_another_size_than_its_sample_is_an_error(
+    samples: list[Sample], tmp_path: Path
+) -> None:
+    wrong = replace(samples[0], size=(80, 40))
+    with pytest.raises(DataError, match=r"0\.png: decoded to 80x40, its header says 40x80"):
+        ImageCache([wrong], 64, tmp_path / "cache")
+
+
+def test_empty_list_is_an_empty_cache(tmp_path: Path) -> None:
+    cache = ImageCache([], 64, tmp_path / "cache")
+    assert len(cache) == 0 and list(cache) == []
+
+
+def test_digest_follows_pixels_boxes_and_labels(samples: list[Sample]) -> None:
+    first = samples[0]
+    digests = {
+        content_digest([first]),
+        content_digest([first, first]),
+        content_digest([samples[1]]),
+        content_digest([replace(first, boxes=first.boxes + 1)]),
+        content_digest([replace(first, labels=first.labels + 1)]),
+        content_digest([replace(first, crowd=~first.crowd)]),
+        content_digest([first], labels=False),
+    }
+    assert len(digests) == 7
+    copy = replace(first, boxes=first.boxes.astype(np.float64), labels=first.labels.copy())
+    assert content_digest([copy]) == content_digest([first])
+
+
+def test_digest_of_a_missing_image_is_an_error(samples: list[Sample]) -> None:
+    samples[0].path.unlink()
+    with pytest.raises(DataError, match=r"0\.png: cannot read the image"):
+        content_digest(samples)

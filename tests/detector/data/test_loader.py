@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from detector.config import Hyp
+from detector.data.cache import ImageCache
+from detector.data.description import load_data, read_split
+from detector.data.loader import TrainingLoader, TrainingPictures, validation_batches
+
+
+def pictures(data: Path, hyp: Hyp, seed: int = 0) -> TrainingPictures:
+    samples = read_split(load_data(data), "train")
+    return TrainingPictures(samples, ImageCache(samples, 64), 64, hyp, seed)
+
+
+def epoch_images(loader: TrainingLoader, epoch: int, tail: bool = False) -> torch.Tensor:
+    return torch.cat([batch.images for batch in loader.epoch(epoch, tail)])
+
+
+def test_an_epoch_shows_every_picture_once(tiny_set: Path) -> None:
+    still = Hyp(mosaic=0, scale=0, translate=0, hsv_h=0, hsv_s=0, hsv_v=0, fliplr=0)
+    source = pictures(tiny_set, still)
+    loader = TrainingLoader(source, 3, workers=0, pin_memory=False)
+    assert len(loader) == 3
+    shown = {image.numpy().tobytes() for image in epoch_images(loader, 1)}
+    stored = {np.ascontiguousarray(source.cache[i].transpose(2, 0, 1)).tobytes() for i in range(8)}
+    assert shown == stored
+
+
+def test_seed_and_epoch_alone_decide_an_epoch(tiny_set: Path) -> None:
+    first = TrainingLoader(pictures(tiny_set, Hyp()), 3, workers=0, pin_memory=False)
+    second = TrainingLoader(pictures(tiny_set, Hyp()), 3, workers=0, pin_memory=False)
+    epoch_images(first, 1)  # what was drawn before does not matter
+    assert torch.equal(epoch_images(first, 2), epoch_images(second, 2))
+    assert not torch.equal(epoch_images(first, 2), epoch_images(first, 3))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_workers_give_the_same_epoch_and_see_the_tail(tiny_set: Path) -> None:  # B-42
+    hyp = Hyp(mosaic=1.0)
+    alone = TrainingLoader(pictures(tiny_set, hyp), 3, workers=0, pin_memory=False)
+    helped = TrainingLoader(pictures(tiny_set, hyp), 3, workers=1, pin_memory=False)
+    for epoch, tail in ((1, False), (2, True)):
+        assert torch.equal(epoch_images(alone, epoch, tail), epoch_images(helped, epoch, tail))
+
+
+def test_boxes_follow_a_picture_that_is_scaled(tiny_set: Path) -> None:
+    samples = read_split(load_data(tiny_set), "train")
+    still = Hyp(mosaic=0, scale=0, translate=0, fliplr=0)
+    doubled = TrainingPictures(samples, ImageCache(samples, 128), 128, still, 0)
+    _, boxes, labels = doubled[(0, 2, False)]
+    assert boxes == pytest.approx(samples[2].boxes * 2, abs=1e-3)
+    assert labels.tolist() == samples[2].labels.tolist()
+
+
+def test_validation_shows_all_pictures_in_order(tiny_set: Path) -> None:
+    samples = read_split(load_data(tiny_set), "val")
+    cache = ImageCache(samples, 64)
+    batches = list(validation_batches(cache, len(samples), 64, 3))
+    assert [index for indices, _, _ in batches for index in indices] == list(range(8))
+    assert torch.equal(batches[0][1][0], torch.from_numpy(cache[0].transpose(2, 0, 1).copy()))

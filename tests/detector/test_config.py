@@ -1,0 +1,130 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from detector.config import (
+    HYP_NAMES,
+    TRAIN_NAMES,
+    Hyp,
+    TrainConfig,
+    dump,
+    parse_assignments,
+    read_hyp_file,
+    resolve,
+)
+from detector.errors import ConfigError
+
+
+def test_shipped_family_file_holds_every_hyperparameter_and_nothing_else() -> None:
+    path = Path(__file__).parents[2] / "hyp" / "yolox.yaml"
+    assert set(yaml.safe_load(path.read_text())) == set(HYP_NAMES)
+
+
+def test_a_hyperparameter_and_a_setting_never_share_a_name() -> None:
+    assert not set(HYP_NAMES) & set(TRAIN_NAMES)
+
+
+def test_later_sources_win_over_earlier_ones(tmp_path: Path) -> None:
+    file = tmp_path / "hyp.yaml"
+    file.write_text("lr0: 0.02\nbox: 7\ntrain: {epochs: 12, imgsz: 64}\n")
+    config, hyp = resolve({"lr0": 0.03, "epochs": 2}, file)
+    assert (hyp.lr0, hyp.box, config.epochs, config.imgsz) == (0.03, 7.0, 2, 64)
+    assert hyp.cls == Hyp.for_model("yolox-nano").cls
+
+
+def test_a_dumped_configuration_reads_back_as_itself(tmp_path: Path) -> None:
+    config, hyp = TrainConfig(imgsz=96, optimizer="SGD"), Hyp(lr0=1e-5, no_aug_epochs=3)
+    file = tmp_path / "hyp.yaml"
+    file.write_text(dump(config, hyp, "a header\nof two lines"))
+    assert resolve({}, file) == (config, hyp)
+
+
+def test_numbers_in_every_yaml_spelling_become_the_type_of_the_field() -> None:
+    values = parse_assignments(["lr0=1e-3", "nbs=8", "momentum=0", "amp=False", "epochs=3.0"])
+    config, hyp = resolve(values)
+    assert (hyp.lr0, hyp.nbs, hyp.momentum, config.amp, config.epochs) == (0.001, 8, 0.0, False, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"learning_rate": 1}, "neither a hyperparameter nor a setting; did you mean lr0?"),
+        ({"warmup_epoch": 1}, "did you mean warmup_epochs?"),
+        ({"lr": 0.1}, "did you mean lr0"),
+        ({"lr0": "fast"}, "lr0='fast' must be a finite number"),
+        ({"lr0": float("nan")}, "lr0=nan must be a finite number"),
+        ({"lr0": -0.1}, "lr0=-0.1 is out of range; allowed: 1e-07 to 1.0"),
+        ({"momentum": 1.0}, "momentum=1.0 is out of range"),
+        ({"nbs": 2.5}, "nbs=2.5 must be a whole number"),
+        ({"imgsz": 600}, "imgsz=600 must be a multiple of the largest stride (32): try 608"),
+        ({"epochs": 0}, "epochs=0 is out of range; allowed: 1 or more"),
+        ({"optimizer": "sgd"}, "optimizer='sgd' is unknown; allowed: SGD, AdamW"),
+        ({"amp": "perhaps"}, "amp='perhaps' must be true or false"),
+        ({"mosaic_scale_min": 2.0}, "mosaic_scale_min=2.0 is above mosaic_scale_max=1.5"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(
+    values: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(values)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate: 1", "learning_rate is not a hyperparameter"),
+        ("epochs: 3", "epochs is a setting: put it under train:"),
+        ("train: {epoch: 3}", "train.epoch is not a setting; did you mean epochs?"),
+        ("train: 3", "train must be a mapping"),
+        ("- lr0", "expected `name: value` lines"),
+        ("lr0: [", "not valid yaml"),
+        ("lr0: much", "lr0='much' must be a finite number"),
+        ("lr0: 7", "lr0=7.0 is out of range"),
+    ],
+)
+def test_a_fault_in_a_file_names_the_file(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        resolve({}, file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_hyp_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yaml: no such file"):
+        read_hyp_file("absent.yaml")
+
+
+def test_an_assignment_without_equals_sign_is_refused() -> None:
+    with pytest.raises(ConfigError, match="expected name=value"):
+        parse_assignments(["lr0"])
+
+
+@pytest.mark.parametrize(
+    ("config", "hyp", "dead"),
+    [
+        ({"schedule": "multistep"}, {}, {"lrf"}),
+        ({}, {"mosaic": 0.0, "mixup": 0.5}, {"mosaic_scale_min", "mosaic_scale_max", "mixup"}),
+        ({}, {"no_aug_epochs": 0}, {"l1"}),
+        ({}, {"warmup_epochs": 0}, {"warmup_lr", "warmup_momentum"}),
+        ({}, {"ema_decay": 0}, {"ema_tau"}),
+        ({}, {"mosaic": 1.0}, {"scale"}),
+    ],
+)
+def test_hyperparameters_without_effect_are_known(
+    config: dict[str, object], hyp: dict[str, float], dead: set[str]
+) -> None:
+    resolved = resolve({**config, **hyp})
+    assert dead <= set(resolved[1].dead(resolved[0]))
+
+
+def test_every_hyperparameter_documents_itself_and_its_default_is_in_range() -> None:
+    for item in dataclasses.fields(Hyp):
+        assert len(item.metadata["help"]) > 10
+        assert item.metadata["low"] <= item.default <= item.metadata["high"]

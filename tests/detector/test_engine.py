@@ -1,0 +1,188 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from detector import engine
+from detector.backends import load_backend
+from detector.checkpoint import model_content, save_checkpoint
+from detector.errors import CheckpointError, MissingPackageError, UserError
+from detector.export import EngineNotBuilt, export
+from detector.models import build_model
+
+rtx = pytest.importorskip("tensorrt_rtx", reason="engines are built by tensorrt-rtx")
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "pico.pt"
+    model = build_model("yolox-pico", num_classes=2)
+    save_checkpoint(path, model_content(model, ("cat", "dog"), 32))
+    return path
+
+
+@pytest.fixture(scope="module")
+def built(checkpoint: Path) -> tuple[bytes, bytes]:
+    file = export(checkpoint, "tensorrt-rtx", dynamic=True)[1]
+    assert file.sidecar is not None
+    return file.path.read_bytes(), file.sidecar.read_bytes()
+
+
+@pytest.fixture
+def path(built: tuple[bytes, bytes], tmp_path: Path) -> Path:
+    """An engine and its sidecar in a folder of their own."""
+    path = tmp_path / "pico.engine"
+    path.write_bytes(built[0])
+    engine.sidecar_path(path).write_bytes(built[1])
+    return path
+
+
+def pretend_gpu(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+
+
+def change_sidecar(path: Path, **changes: object) -> None:
+    sidecar = engine.sidecar_path(path)
+    sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), **changes}))
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        engine.verify(path, GPU)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_whole_engine_passes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpu(monkeypatch, "GPU A", (8, 9))
+    sidecar, plan = engine.verify(path, GPU)
+    assert plan == path.read_bytes() and sidecar["names"] == ["cat", "dog"]
+
+
+def test_an_engine_is_refused_without_a_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(CheckpointError, match="needs an NVIDIA GPU and none is available"):
+        load_backend(path)
+
+
+def test_an_engine_is_refused_on_the_cpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpu(monkeypatch, "GPU A", (8, 9))
+    with pytest.raises(CheckpointError, match="not on device=cpu"):
+        load_backend(path, device="cpu")
+
+
+def test_one_changed_byte_is_refused(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert "SHA-256 differs" in (text := refusal(path))
+    assert "rebuild it by: python -m detector.export --weights" in text
+
+
+def test_the_sidecar_of_another_engine_is_refused(path: Path) -> None:
+    change_sidecar(path, engine_sha256="0" * 64)
+    assert "not the one its sidecar describes" in refusal(path)
+
+
+def test_a_missing_sidecar_is_refused(path: Path) -> None:
+    engine.sidecar_path(path).unlink()
+    text = refusal(path)
+    assert "its sidecar is missing" in text and "pico.engine.json" in text
+
+
+def test_a_text_file_is_not_an_engine(tmp_path: Path) -> None:
+    (tmp_path / "x.engine").write_text("hello")
+    assert "not a TensorRT engine" in refusal(tmp_path / "x.engine")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "{", '{"format": "tensorrt-rtx"}'])
+def test_a_broken_sidecar_is_refused(path: Path, content: str) -> None:
+    engine.sidecar_path(path).write_text(content)
+    assert "sidecar" in refusal(path)
+
+
+def test_another_version_of_the_library_is_refused(path: Path) -> None:
+    change_sidecar(path, library_version="1.0.0")
+    text = refusal(path)
+    assert f"built by tensorrt_rtx 1.0.0, installed is {rtx.__version__}" in text
+    assert "rebuild it by" in text
+
+
+def test_an_unknown_format_is_refused(path: Path) -> None:
+    change_sidecar(path, format="tensorrt-7")
+    assert "'tensorrt-7' is unknown" in refusal(path)
+
+
+def test_a_missing_library_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(MissingPackageError, match=r"evolve-detector\[tensorrt-rtx\]"):
+        engine.verify(path, GPU)
+
+
+def test_an_older_gpu_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpu(monkeypatch, "GPU T", (7, 5))
+    assert "needs compute capability 8.0 or later, GPU T has 7.5" in refusal(path)
+
+
+def test_which_gpus_an_engine_is_for() -> None:
+    rtx_engine = {"name": None, "compute_capability": None, "minimum": "8.0"}
+    assert engine.wrong_gpu(rtx_engine, "any", "8.0") is None
+    assert engine.wrong_gpu(rtx_engine, "any", "12.0") is None  # as numbers, not as text
+    assert engine.wrong_gpu(rtx_engine, "any", "7.5") is not None
+    one_gpu = {"name": "A", "compute_capability": "9.0", "minimum": None}
+    assert engine.wrong_gpu(one_gpu, "A", "9.0") is None
+    assert engine.wrong_gpu(one_gpu, "B", "9.0") is not None
+    assert engine.wrong_gpu(one_gpu, "A", "8.0") is not None
+
+
+def test_tensorrt_needs_the_gpu_it_builds_for(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", rtx)  # stands in for TensorRT: the same calls
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EngineNotBuilt, match="no NVIDIA GPU is available here") as caught:
+        export(checkpoint, "tensorrt", out=tmp_path)
+    assert [file.format for file in caught.value.files] == ["onnx"]
+
+
+def test_a_tensorrt_engine_is_for_the_gpu_that_built_it(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", rtx)
+    pretend_gpu(monkeypatch, "GPU A", (9, 0))
+    path = export(checkpoint, "tensorrt", out=tmp_path)[1].path
+    assert engine.verify(path, GPU)[0]["batch"] == {"min": 1, "opt": 1, "max": 1}
+    pretend_gpu(monkeypatch, "GPU B", (9, 0))
+    assert "built for GPU A (compute capability 9.0), this is GPU B (9.0)" in refusal(path)
+
+
+def test_a_broken_graph_is_a_failure_with_its_reason() -> None:
+    with pytest.raises(RuntimeError, match=r"cannot read the ONNX graph: .*parse"):
+        engine.build("tensorrt-rtx", b"junk", dynamic=False)
+
+
+def test_the_first_importable_library_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", rtx)
+    assert engine.first_available() == "tensorrt"
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert engine.first_available() == "tensorrt-rtx"
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    assert engine.first_available() is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="runs an engine")
+def test_an_engine_returns_the_checkpoints_predictions(path: Path, checkpoint: Path) -> None:
+    try:
+        backend = load_backend(path, device="cuda")
+    except UserError as error:
+        pytest.skip(f"this GPU is not supported by TensorRT-RTX: {error}")
+    images = torch.rand(20, 3, 32, 32) * 255  # more than the largest batch of the profile
+    expected = load_backend(checkpoint)(images)
+    torch.testing.assert_close(backend(images), expected, atol=0.05, rtol=1e-3)

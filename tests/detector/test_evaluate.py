@@ -1,0 +1,325 @@
+"""Evaluation with a detector that really looks: it finds red squares and cyan discs by colour."""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from detector.backends import Backend
+from detector.boxes import Detections
+from detector.checkpoint import model_content, save_checkpoint
+from detector.config import Hyp
+from detector.data.cache import ImageCache
+from detector.data.description import load_data, read_split
+from detector.data.sample import Sample
+from detector.errors import ConfigError, DataError
+from detector.evaluate import (
+    Originals,
+    Settings,
+    evaluate,
+    evaluate_family,
+    find_objects,
+    in_image_pixels,
+    main,
+    truth_of,
+)
+from detector.families import build_family
+from detector.models import build_model
+
+COLOURS = {"square": (40, 40, 230), "disc": (230, 200, 40)}  # BGR
+CPU = torch.device("cpu")
+
+
+def look(images: torch.Tensor, order: tuple[str, ...]) -> torch.Tensor:
+    """Decoded predictions (B, 8, 5 + C) from the colours in images (B, 3, H, W), no equal scores."""
+    decoded = torch.zeros(len(images), 8, 5 + len(order))
+    for b, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        rows = []
+        for label, name in enumerate(order):
+            near = np.abs(image - np.array(COLOURS[name])).max(axis=2) < 60
+            _, _, stats, _ = cv2.connectedComponentsWithStats(near.astype(np.uint8))
+            for x, y, w, h, area in stats[1:]:
+                if area > 8:
+                    sure = 0.9 - (x + y / 100) / 1000 - b / 1e6
+                    rows.append([x + w / 2, y + h / 2, w, h, sure, *np.eye(len(order))[label]])
+        if rows:
+            decoded[b, : len(rows)] = torch.tensor(np.array(rows))
+    return decoded
+
+
+def colour_backend(order: tuple[str, ...] = ("square", "disc")) -> Backend:
+    run = lambda images: look(images, order)  # noqa: E731
+    return Backend(Path("colour.pt"), order, 96, "bgr-255", CPU, run, any_size=True)
+
+
+@pytest.fixture
+def wide_set(tmp_path: Path) -> Path:
+    """Five pictures of 80 x 120 to 84 x 120 pixels, the last one empty: the yaml of a data set."""
+    root = tmp_path / "wide"
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(5):
+        image = rng.integers(90, 130, (80 + index, 120, 3)).astype(np.uint8)
+        rows = []
+        for n in range(0 if index == 4 else 3):
+            x, y, w, h = 4 + 38 * n, int(rng.integers(2, 30)), 30, int(rng.integers(24, 48))
+            label = (index + n) % 2
+            image[y : y + h, x : x + w] = list(COLOURS.values())[label]
+            height, width = image.shape[:2]
+            rows.append(
+                f"{label} {(x + w / 2) / width} {(y + h / 2) / height} {w / width} {h / height}\n"
+            )
+        cv2.imwrite(str(root / "images" / f"{index}.png"), image)
+        (root / "labels" / f"{index}.txt").write_text("".join(rows))
+    path = root / "data.yaml"
+    path.write_text(f"path: {root}\ntrain: images\nval: images\nnames: [square, disc]\n")
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """An untrained network that is sure of itself, so that some of its boxes hit."""
+    torch.manual_seed(0)
+    model = build_model("yolox-pico", 2)
+    for name, parameter in model.named_parameters():
+        if name.startswith(("head.obj_preds", "head.cls_preds")) and name.endswith("bias"):
+            torch.nn.init.constant_(parameter, 0.0)
+    save_checkpoint(tmp_path / "sure.pt", model_content(model, ("square", "disc"), 64))
+    return tmp_path / "sure.pt"
+
+
+@pytest.fixture
+def looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detector.evaluate.load_backend", lambda path, device: colour_backend())
+
+
+# ---- geometry
+
+
+def test_letterbox_is_undone_by_hand() -> None:
+    boxes = torch.tensor(
+        [[0.0, 0.0, 64.0, 32.0], [16.0, 8.0, 32.0, 16.0], [-9.0, -9.0, 99.0, 99.0]]
+    )
+    found = Detections(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 0]))
+    # 100 x 200 (height x width) fits 64 x 64 as 32 x 64: 1 input pixel = 3.125 image pixels.
+    result = in_image_pixels(found, (100, 200), 64)
+    assert result.boxes.tolist() == [[0, 0, 200, 100], [50, 25, 100, 50], [0, 0, 200, 100]]
+    assert result.labels.tolist() == [0, 1, 0]
+
+
+def test_rounded_side_has_its_own_scale() -> None:
+    # 1371 x 2048 in 320: the height 214.22 is drawn as 214 pixels, which are all 1371 rows.
+    whole = Detections(torch.tensor([[0.0, 0, 320, 214]]), torch.ones(1), torch.zeros(1).long())
+    assert in_image_pixels(whole, (1371, 2048), 320).boxes.tolist() == [[0, 0, 2048, 1371]]
+
+
+@pytest.mark.parametrize("imgsz", [64, 96, 160])
+@pytest.mark.parametrize("batch", [1, 2, 16])
+def test_a_detector_that_sees_everything_scores_one(
+    wide_set: Path, looking: None, imgsz: int, batch: int
+) -> None:
+    report = evaluate("any.pt", wide_set, imgsz=imgsz, batch=batch)
+    assert report["mAP50"] == report["F1"] == 1.0
+    assert report["mAP75"] > 0.9  # edges are blurred by a pixel of the input
+    assert (report["images"], report["targets"]) == (5, 12)
+    assert report["classes"]["square"]["images"] == 4
+    assert report["confusion"] == [[6, 0, 0], [0, 6, 0], [0, 0, 0]]
+
+
+def test_no_image_finds_no_objects() -> None:
+    assert find_objects(colour_backend(), [], Originals([]), Settings(64), CPU) == []
+
+
+def test_crowd_and_difficult_targets_are_ignored() -> None:
+    boxes = np.array([[0, 0, 5, 5], [5, 5, 9, 9], [2, 2, 4, 4]], np.float32)
+    sample = Sample(
+        Path("a.png"), (10, 10), boxes, np.array([0, 1, 1]),
+        difficult=np.array([True, False, False]), crowd=np.array([False, True, False]),
+    )  # fmt: skip
+    truth = truth_of(sample)
+    assert truth.difficult is not None and truth.difficult.tolist() == [True, False, False]
+    assert truth.crowd is not None and truth.crowd.tolist() == [False, True, False]
+
+
+def test_missing_image_is_named(tmp_path: Path) -> None:
+    none = np.zeros(0, bool)
+    gone = Sample(tmp_path / "gone.png", (9, 9), np.zeros((0, 4)), none.astype(int), none, none)
+    with pytest.raises(DataError, match=r"gone\.png"):
+        find_objects(colour_backend(), [gone], Originals([gone]), Settings(64), CPU)
+
+
+# ---- one way, one number
+
+
+def test_training_and_stand_alone_give_the_same_numbers(tiny_set: Path, checkpoint: Path) -> None:
+    samples = read_split(load_data(tiny_set), "val")
+    network = build_model("yolox-pico", 2)
+    network.load_state_dict(torch.load(checkpoint, weights_only=True)["weights"])
+    network.train()
+    family = build_family(network, Hyp())
+    in_training = evaluate_family(family, samples, ImageCache(samples, 64), 64, 2, CPU, batch=3)
+    assert network.training
+    report = evaluate(checkpoint, tiny_set)
+    assert 0 < report["F1"] < 1
+    assert {name: report[name] for name in in_training.summary()} == pytest.approx(
+        in_training.summary(), abs=1e-6
+    )
+
+
+def test_labels_follow_the_names_whatever_their_order(
+    wide_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = colour_backend(("disc", "square"))
+    monkeypatch.setattr("detector.evaluate.load_backend", lambda path, device: backend)
+    assert evaluate("any.pt", wide_set)["mAP50"] == 1.0
+
+
+def test_other_classes_are_refused(wide_set: Path, looking: None) -> None:
+    text = wide_set.read_text().replace("disc", "circle")
+    wide_set.write_text(text)
+    with pytest.raises(ConfigError, match=r"finds square, disc; .*other classes: square, circle"):
+        evaluate("any.pt", wide_set)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"imgsz": 100}, "imgsz=100 must be a multiple of 32: try 96"),
+        ({"imgsz": 0}, "imgsz=0 must be a multiple of 32: try 32"),
+        ({"imgsz": 64, "batch": 0}, "batch=0 must be at least 1"),
+        ({"imgsz": 64, "max_det": -1}, "max_det=-1"),
+        ({"imgsz": 64, "conf": 1.5}, "conf=1.5 must be 0 to 1"),
+        ({"imgsz": 64, "iou": float("nan")}, "iou=nan must be 0 to 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(values: dict, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        Settings(**values)
+
+
+# ---- COCO results
+
+
+def write_coco(root: Path, wide_set: Path) -> Path:
+    """Write the wide set as COCO json with ids that are not in order; return its yaml."""
+    samples = read_split(load_data(wide_set), "val")
+    images, annotations = [], []
+    for number, sample in enumerate(samples):
+        height, width = sample.size
+        identity = 900 - 7 * number
+        images.append(
+            {"id": identity, "file_name": sample.path.name, "height": height, "width": width}
+        )
+        for box, label in zip(sample.boxes.astype(float), sample.labels, strict=True):
+            x1, y1, x2, y2 = box.tolist()
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": identity,
+                    "category_id": (44, 3)[label],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": 44, "name": "square"}, {"id": 3, "name": "disc"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    folder = root / "wide" / "images"
+    (folder / "_annotations.coco.json").write_text(json.dumps(content))
+    path = root / "coco.yaml"
+    path.write_text(
+        f"path: {root / 'wide'}\nformat: coco\ntrain: images\nval: images\nnames: [square, disc]\n"
+    )
+    return path
+
+
+def test_pycocotools_reads_the_results_and_agrees(
+    wide_set: Path, tmp_path: Path, looking: None
+) -> None:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    description = write_coco(tmp_path, wide_set)
+    report = evaluate("any.pt", description, save_json=tmp_path / "out" / "results.json")
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(tmp_path / "wide" / "images" / "_annotations.coco.json"))
+        found = truth.loadRes(str(tmp_path / "out" / "results.json"))
+        judge = COCOeval(truth, found, "bbox")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    assert list(report["coco"].values()) == pytest.approx(list(judge.stats), abs=1e-6)
+    assert report["mAP50-95"] == pytest.approx(judge.stats[0], abs=1e-6)
+
+
+def test_results_of_another_format_are_in_image_pixels_with_stems(
+    wide_set: Path, tmp_path: Path, looking: None
+) -> None:
+    evaluate("any.pt", wide_set, imgsz=160, save_json="results.json")
+    rows = json.loads(Path("results.json").read_text())
+    assert {row["image_id"] for row in rows} == {"0", "1", "2", "3"}
+    first = next(row for row in rows if row["image_id"] == "0" and row["bbox"][0] < 10)
+    truth = read_split(load_data(wide_set), "val")[0].boxes[0]
+    expected = [truth[0], truth[1], truth[2] - truth[0], truth[3] - truth[1]]
+    assert first["bbox"] == pytest.approx(expected, abs=1.5)
+    assert first["score"] == pytest.approx(0.9, abs=0.05)
+
+
+# ---- command
+
+
+def test_command_prints_a_table_and_writes_nothing(
+    wide_set: Path, looking: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["--weights", "any.pt", "--data", str(wide_set), "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["Class", "Images", "Targets", "P", "R", "F1", "mAP50", "mAP50-95"]
+    assert lines[1].split()[:7] == ["all", "5", "12", "1.000", "1.000", "1.000", "1.000"]
+    assert lines[2].split()[:3] == ["square", "4", "6"]
+    assert {len(line) for line in lines[:4]} == {len(lines[0])}
+    assert lines[-1].startswith("per image: network ")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_command_prints_one_json_object(
+    wide_set: Path, looking: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--weights", "any.pt", "--data", str(wide_set), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["mAP50"] == 1.0
+    assert set(report["speed"]) == {"network", "NMS", "metrics"}
+    assert all(value > 0 for value in report["speed"].values())
+
+
+def test_command_draws_plots_when_asked(wide_set: Path, looking: None) -> None:
+    assert main(["--weights", "any.pt", "--data", str(wide_set), "--plots", "pictures"]) == 0
+    assert {path.name for path in Path("pictures").iterdir()} == {"curves.png", "confusion.png"}
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (["--weights", "missing.pt"], "missing.pt"),
+        (["--data", "missing.yaml"], "missing.yaml"),
+        (["--split", "test"], "test"),
+        (["--imgsz", "65"], "try 64"),
+        (["--device", "abacus"], "abacus"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    tiny_set: Path, checkpoint: Path, change: list[str], text: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    argv = ["--weights", str(checkpoint), "--data", str(tiny_set), "--device", "cpu", *change]
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    last = captured.err.splitlines()[-1]
+    assert last.startswith("error: ") and text in last

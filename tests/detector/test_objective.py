@@ -1,0 +1,96 @@
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detector import objective
+from detector.errors import UserError
+
+SMALL = {"model": "yolox-pico", "imgsz": 64, "epochs": 2, "batch": 4}
+
+
+@dataclass
+class Trial:
+    directory: Path
+    seed: int = 3
+    devices: list[str] = field(default_factory=lambda: ["cpu"])
+    threads: int = 1
+    attempt: int = 1
+    reports: list[int] = field(default_factory=list)
+    stop_at: int = 99
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> bool:
+        assert "fitness" in metrics
+        self.reports.append(step)
+        return step >= self.stop_at
+
+
+def test_a_trial_trains_and_reports_every_epoch(tiny_set: Path, tmp_path: Path) -> None:
+    trial = Trial(tmp_path / "trial")
+    metrics = objective.evaluate({**SMALL, "data": str(tiny_set), "lr0": 0.01}, trial)
+    assert trial.reports == [1, 2]
+    assert set(metrics) >= {"fitness", "mAP50-95", "mAP50", "precision", "recall", "F1"}
+    assert (trial.directory / "weights" / "best.pt").is_file()
+    assert "lr0: 0.01" in (trial.directory / "hyp.yaml").read_text()
+    assert "seed: 3" in (trial.directory / "hyp.yaml").read_text()
+
+
+def test_a_reopened_trial_goes_on_from_its_last_epoch(tiny_set: Path, tmp_path: Path) -> None:
+    params = {**SMALL, "data": str(tiny_set), "epochs": 3}
+    objective.evaluate(params, Trial(tmp_path / "trial", stop_at=1))
+    second = Trial(tmp_path / "trial", attempt=2)
+    resumed = objective.evaluate(params, second)
+    whole = objective.evaluate(params, Trial(tmp_path / "whole"))
+    assert second.reports == [2, 3]
+    assert resumed == whole
+
+
+def preflight(data: Path, space: dict[str, Any], **values: Any) -> dict[str, str]:
+    return objective.preflight({**SMALL, "data": str(data), **values}, space)
+
+
+def test_dead_hyperparameters_are_named_with_their_reason(tiny_set: Path) -> None:
+    ranges = {name: {"low": 0.0, "high": 1.0} for name in ("lrf", "mixup", "hsv_s")}
+    dead = preflight(tiny_set, ranges, schedule="multistep", mosaic=0)
+    assert set(dead) == {"lrf", "mixup"}
+    assert dead["lrf"] == "the schedule has no final value"
+
+
+def test_a_hyperparameter_that_acts_somewhere_in_the_space_is_not_dead(tiny_set: Path) -> None:
+    space = {
+        "mosaic": {"low": 0.0, "high": 1.0},
+        "mixup": {"low": 0.0, "high": 1.0},
+        "lrf": {"low": 0.0, "high": 1.0},
+        "schedule": {"choices": ["multistep", "cosine"]},
+    }
+    assert preflight(tiny_set, space, mosaic=0, mixup=0, schedule="multistep") == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"data": "absent.yaml"}, "absent.yaml"),
+        ({"imgsz": 100}, "imgsz=100 must be a multiple"),
+        ({"learning_rate": 1}, "did you mean lr0?"),
+    ],
+)
+def test_wrong_settings_are_found_before_the_first_trial(
+    tiny_set: Path, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        objective.preflight({**SMALL, "data": str(tiny_set), **values}, {})
+    assert message in str(caught.value)
+
+
+def test_a_bound_outside_the_allowed_range_is_found_before_the_first_trial(tiny_set: Path) -> None:
+    with pytest.raises(UserError, match="momentum"):
+        preflight(tiny_set, {"momentum": {"low": 0.5, "high": 1.5}})
+
+
+def test_the_description_identifies_the_data(tiny_set: Path) -> None:
+    description = objective.describe({**SMALL, "data": str(tiny_set)})
+    assert set(description["digests"]) == {"train", "val"}
+    assert description["classes"] == ["square", "disc"]
+    assert description["hyp"]["lr0"] > 0

@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detector.backends import Backend
+from detector.checkpoint import LoadedModel
+from detector.data import description
+from detector.parity import Difference, comparison_images, measure, textured_picture
+
+
+def backend_of(prediction: list[float], sizes: list[int] | None = None) -> Backend:
+    """A backend that answers every 32 px image with one prediction; notes the batches it got."""
+
+    def run(images: Tensor) -> Tensor:
+        if sizes is not None:
+            sizes.append(len(images))
+        return torch.tensor([[prediction]]).expand(len(images), 1, -1)
+
+    return Backend(Path("x"), ("a",), 32, "bgr-255", torch.device("cpu"), run)
+
+
+def loaded_with(data: str | None) -> LoadedModel:
+    meta = {} if data is None else {"config": {"data": data}}
+    return LoadedModel(nn.Identity(), ("a",), 64, meta, Path("x.pt"))
+
+
+IMAGES = torch.zeros(8, 3, 32, 32)
+
+
+def test_differences_are_the_largest_of_boxes_and_scores() -> None:
+    reference = backend_of([10.0, 10.0, 8.0, 8.0, 0.5, 0.5])
+    exported = backend_of([10.0, 10.25, 7.875, 8.0, 0.5, 0.75])
+    assert measure(reference, exported, IMAGES, "s") == Difference(0.25, 0.25, 8, "s")
+
+
+def test_boxes_larger_than_the_input_are_measured_at_its_scale() -> None:
+    # 128 px wide in an input of 32 px: 4 times too large, so 1 px off counts as 0.25 px
+    reference = backend_of([16.0, 16.0, 128.0, 8.0, 0.5, 0.5])
+    exported = backend_of([16.0, 16.0, 129.0, 8.0, 0.5, 0.5])
+    assert measure(reference, exported, IMAGES, "s").box_px == 0.25
+
+
+def test_images_are_given_one_two_and_five_at_once() -> None:
+    sizes: list[int] = []
+    exported = backend_of([1.0, 1.0, 1.0, 1.0, 0.5, 0.5], sizes)
+    measure(exported, exported, IMAGES, "s")
+    assert sizes == [1, 1, 2, 2, 5, 5]
+
+
+def test_nan_is_not_a_small_difference() -> None:
+    reference = backend_of([1.0, 1.0, 1.0, 1.0, 0.5, 0.5])
+    exported = backend_of([1.0, 1.0, 1.0, 1.0, float("nan"), 0.5])
+    assert not measure(reference, exported, IMAGES, "s").is_small()
+
+
+@pytest.mark.parametrize(
+    ("box_px", "score", "small"), [(0.05, 1e-3, True), (0.051, 0.0, False), (0.0, 0.0011, False)]
+)
+def test_tolerances(box_px: float, score: float, small: bool) -> None:
+    assert Difference(box_px, score, 8, "s").is_small() is small
+
+
+def test_outputs_of_another_shape_are_a_failure() -> None:
+    with pytest.raises(RuntimeError, match="returns"):
+        measure(backend_of([1.0] * 6), backend_of([1.0] * 7), IMAGES, "s")
+
+
+def test_drawn_pictures_are_the_same_each_time_and_fill_the_range() -> None:
+    images, source = comparison_images(loaded_with(None), 64)
+    assert source == "drawn" and images.shape == (8, 3, 64, 64)
+    assert images.dtype == torch.float32 and images.min() < 20 and images.max() > 235
+    assert torch.equal(images, comparison_images(loaded_with("nowhere/data.yaml"), 64)[0])
+    assert not np.array_equal(textured_picture(0, 64), textured_picture(1, 64))
+
+
+def test_validation_images_are_used_when_they_are_there(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        (tmp_path / "labels" / split).mkdir(parents=True)
+        picture = np.full((40, 20, 3), (10, 20, 30), dtype=np.uint8)
+        cv2.imwrite(str(tmp_path / "images" / split / "one.png"), picture)
+        (tmp_path / "labels" / split / "one.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    yaml = tmp_path / "set.yaml"
+    yaml.write_text("path: .\ntrain: images/train\nval: images/val\nnames: [a]\n")
+    images, source = comparison_images(loaded_with(str(yaml)), 64)
+    assert source == str(yaml) and len(images) == 8
+    assert images[0, :, 63, 31].tolist() == [10.0, 20.0, 30.0]  # 40x20 grows to 64x32, top-left
+    assert images[7, :, 0, 32].tolist() == [114.0, 114.0, 114.0]
+
+
+def test_a_data_set_that_is_not_here_is_not_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("tried to download")
+
+    monkeypatch.setattr(description, "fetch", fail)
+    monkeypatch.delenv("DETECTOR_DATA", raising=False)
+    yaml = tmp_path / "set.yaml"
+    yaml.write_text(
+        "path: elsewhere\nnames: [a]\n"
+        "download: {url: 'http://x', folder: x, include: [x], digest: x}\n"
+    )
+    assert comparison_images(loaded_with(str(yaml)), 64)[1] == "drawn"

@@ -1,0 +1,242 @@
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detector.checkpoint import load_model, read_checkpoint
+from detector.config import Hyp, TrainConfig, resolve
+from detector.errors import CheckpointError, DataError, TrainingDiverged
+from detector.families import build_family
+from detector.models import build_model
+from detector.train import main, new_directory, train, windows
+
+SMALL = {"model": "yolox-pico", "imgsz": 64, "batch": 4, "device": "cpu"}
+PLAIN = {"mosaic": 0.0, "scale": 0.1, "warmup_epochs": 1}
+
+
+def settings(data: Path, **values: Any) -> tuple[TrainConfig, Hyp]:
+    return resolve({**SMALL, **PLAIN, "data": str(data), "epochs": 2, **values})
+
+
+def test_eight_images_are_learned_by_heart(tiny_set: Path, tmp_path: Path) -> None:
+    config, hyp = settings(
+        tiny_set, epochs=60, lr0=0.005, val_every=60, no_aug_epochs=10, fliplr=0, ema_tau=20
+    )
+    result = train(config, hyp, tmp_path / "run")
+    assert result.metrics["mAP50"] > 0.9
+    assert result.ended == "finished"
+
+
+def test_a_run_leaves_all_its_files(tiny_set: Path, tmp_path: Path) -> None:
+    config, hyp = settings(tiny_set)
+    result = train(config, hyp, tmp_path / "run")
+    with (tmp_path / "run" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[-1]["fitness"]) == result.fitness
+    assert resolve({}, tmp_path / "run" / "hyp.yaml") == (config, hyp)
+    written = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert written["metrics"] == result.metrics
+    assert load_model(result.best_checkpoint).names == ("square", "disc")
+    assert "state" not in read_checkpoint(result.best_checkpoint)
+
+
+def test_the_same_seed_twice_gives_the_same_weights(tiny_set: Path, tmp_path: Path) -> None:
+    config, hyp = settings(tiny_set, mosaic=0.5)
+    first, second = (train(config, hyp, tmp_path / name) for name in "ab")
+    assert first.metrics == second.metrics
+    weights = [read_checkpoint(tmp_path / name / "weights" / "last.pt")["weights"] for name in "ab"]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_another_seed_gives_another_run(tiny_set: Path, tmp_path: Path) -> None:
+    rows = []
+    for seed in (0, 1):
+        config, hyp = settings(tiny_set, seed=seed, epochs=1)
+        rows.append(train(config, hyp, tmp_path / str(seed)))
+    losses = [(run.directory / "results.csv").read_text().splitlines()[1] for run in rows]
+    assert losses[0] != losses[1]
+
+
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
+    tiny_set: Path, tmp_path: Path
+) -> None:
+    config, hyp = settings(tiny_set, epochs=4, no_aug_epochs=1, mosaic=0.5)
+    whole = train(config, hyp, tmp_path / "whole")
+
+    def interrupt(epoch: int, metrics: dict[str, float]) -> bool:
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, hyp, tmp_path / "parts", report=interrupt)
+    parts = train(config, hyp, tmp_path / "parts", resume=True)
+    assert parts.metrics == whole.metrics
+    assert parts.epochs == 4
+    weights = [
+        read_checkpoint(tmp_path / name / "weights" / "last.pt")["state"]["network"]
+        for name in ("whole", "parts")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_resuming_a_finished_run_returns_its_result(tiny_set: Path, tmp_path: Path) -> None:  # B-19
+    config, hyp = settings(tiny_set)
+    first = train(config, hyp, tmp_path / "run")
+    again = train(config, hyp, tmp_path / "run", resume=True)
+    assert again.metrics == first.metrics
+    assert again.epochs == 2
+
+
+def test_resuming_with_other_hyperparameters_is_refused(tiny_set: Path, tmp_path: Path) -> None:
+    config, hyp = settings(tiny_set, epochs=1)
+    train(config, hyp, tmp_path / "run")
+    config, hyp = settings(tiny_set, epochs=1, lr0=0.5)
+    with pytest.raises(CheckpointError, match=r"was trained with lr0=0\.003, not 0\.5"):
+        train(config, hyp, tmp_path / "run", resume=True)
+
+
+def test_a_report_can_stop_the_training(tiny_set: Path, tmp_path: Path) -> None:
+    seen = []
+
+    def stop(epoch: int, metrics: dict[str, float]) -> bool:
+        seen.append((epoch, metrics["fitness"]))
+        return epoch == 2
+
+    config, hyp = settings(tiny_set, epochs=5)
+    result = train(config, hyp, tmp_path / "run", report=stop)
+    assert [epoch for epoch, _ in seen] == [1, 2]
+    assert (result.ended, result.epochs) == ("stopped", 2)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(tiny_set: Path, tmp_path: Path) -> None:
+    config, hyp = settings(tiny_set, lr0=1.0, optimizer="SGD", box=1000, epochs=20, momentum=0.99)
+    with pytest.raises(TrainingDiverged, match="the loss is not finite at step"):
+        train(config, hyp, tmp_path / "run")
+
+
+def test_training_leaves_the_global_generator_alone(tiny_set: Path, tmp_path: Path) -> None:
+    config, hyp = settings(tiny_set, epochs=1)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(config, hyp, tmp_path / "run")
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2, 2), (3, 3, 2), (8,)])
+def test_micro_batches_give_the_gradient_of_one_batch(sizes: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(8, 3, 64, 64, generator=generator) * 255
+    boxes = torch.tensor([[5.0, 5, 30, 30], [20, 30, 60, 60]])
+    targets = [
+        {"boxes": boxes[: index % 3], "labels": torch.arange(2)[: index % 3]} for index in range(8)
+    ]
+    torch.manual_seed(0)
+    model = build_model("yolox-pico", 2).eval()  # batch norm frozen
+    family = build_family(model, Hyp())
+    gradients = []
+    for split in ((8,), sizes):
+        model.zero_grad()
+        count, start = torch.zeros(()), 0
+        for size in split:
+            part = slice(start, start + size)
+            sums, positives = family.losses(images[part], targets[part])
+            sums["total"].backward()
+            count, start = count + positives, start + size
+        gradients.append(
+            torch.cat([weight.grad.flatten() / count for weight in model.parameters()])
+        )
+    assert torch.allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
+
+
+def test_batch_is_only_memory_when_norms_see_the_same_images(
+    tiny_set: Path, tmp_path: Path
+) -> None:
+    # nbs decides the images of a step: a larger memory limit changes nothing at all.
+    rows = []
+    for batch in (4, 16):
+        config, hyp = settings(tiny_set, batch=batch, nbs=4)
+        rows.append(train(config, hyp, tmp_path / str(batch)).metrics)
+    assert rows[0] == rows[1]
+
+
+def test_steps_per_epoch_follow_the_nominal_batch(tiny_set: Path, tmp_path: Path) -> None:
+    for nbs, steps in ((2, 4), (3, 3), (8, 1), (64, 1)):
+        config, hyp = settings(tiny_set, epochs=1, nbs=nbs, batch=4)
+        train(config, hyp, tmp_path / str(nbs))
+        last = read_checkpoint(tmp_path / str(nbs) / "weights" / "last.pt")
+        assert last["state"]["step"] == steps
+
+
+def test_windows_group_and_keep_the_rest() -> None:
+    assert list(windows(range(5), 2)) == [[0, 1], [2, 3], [4]]
+    assert list(windows([], 2)) == []
+
+
+def test_a_wrong_data_path_is_named(tmp_path: Path) -> None:
+    config, hyp = resolve({**SMALL, "data": "absent.yaml"})
+    with pytest.raises(DataError, match=r"absent\.yaml"):
+        train(config, hyp, tmp_path / "run")
+
+
+# ---- command -------------------------------------------------------------------------------
+
+
+def run(data: Path, *options: str) -> int:
+    small = ["--model", "yolox-pico", "--imgsz", "64", "--epochs", "1", "--device", "cpu"]
+    return main(["--data", str(data), *small, *options])
+
+
+def test_the_command_trains_and_prints_json(
+    tiny_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_set, "--name", "first", "--json", "--set", "nbs=2") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["metrics"].keys() >= {"mAP50-95", "mAP50", "precision", "recall", "F1", "fitness"}
+    assert Path("runs/train/first/results.png").stat().st_size > 1000
+
+
+def test_a_hyp_file_of_a_run_repeats_it(tiny_set: Path) -> None:
+    assert run(tiny_set, "--name", "a", "--set", "lr0=0.002") == 0
+    assert main(["--hyp", "runs/train/a/hyp.yaml", "--name", "b"]) == 0
+    first, second = (
+        json.loads(Path(f"runs/train/{name}/result.json").read_text())["metrics"] for name in "ab"
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--epochs", "0"], "epochs=0 is out of range"),
+        (["--imgsz", "100"], "imgsz=100 must be a multiple"),
+        (["--model", "yolox-huge"], "yolox-huge"),
+        (["--set", "learning_rate=1"], "did you mean lr0?"),
+        (["--hyp", "absent.yaml"], "absent.yaml: no such file"),
+        (["--weights", "absent.pt"], "absent.pt: no such weight file"),
+        (["--resume", "absent"], "holds no weights/last.pt"),
+        (["--device", "cuda:99"], "is not on this machine"),
+        (["--device", "toaster"], "toaster"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    tiny_set: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert run(tiny_set, *options) == 2
+    last_line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last_line.startswith("error: ")
+    assert message in last_line
+
+
+def test_an_unknown_option_is_exit_code_2(tiny_set: Path) -> None:
+    assert run(tiny_set, "--lr", "1") == 2
+
+
+def test_an_existing_name_gets_a_number(tmp_path: Path) -> None:
+    names = [new_directory(tmp_path / "run").name for _ in range(3)]
+    assert names == ["run", "run-2", "run-3"]

@@ -196,7 +196,11 @@ def _draw_layer(canvas: np.ndarray, image: np.ndarray, matrix: np.ndarray) -> No
     size = (canvas.shape[1], canvas.shape[0])
     # Continuous coordinates have pixel centres at +0.5, OpenCV's have them at whole numbers.
     centred = _shift(-0.5, -0.5) @ matrix @ _shift(0.5, 0.5)
-    options: dict[str, Any] = {"dst": canvas, "flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_TRANSPARENT}
+    options: dict[str, Any] = {
+        "dst": canvas,
+        "flags": cv2.INTER_LINEAR,
+        "borderMode": cv2.BORDER_TRANSPARENT,
+    }
     if np.array_equal(centred, np.eye(3)):
         height, width = min(size[1], image.shape[0]), min(size[0], image.shape[1])
         canvas[:height, :width] = image[:height, :width]

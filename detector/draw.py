@@ -57,7 +57,7 @@ def draw_detections(
     corners = [_pixels(boxes[i], size) for i in order]
     colours = [class_colour(int(labels[i])) for i in order]
     for (x1, y1, x2, y2), colour in reversed(list(zip(corners, colours, strict=True))):
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, line, cv2.LINE_AA)
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, line)
     texts = [names[int(labels[i])] + ("" if scores is None else f" {scores[i]:.2f}") for i in order]
     style = _Style.for_image(size)
     plates = [style.size(text) for text in texts]
@@ -112,14 +112,15 @@ def place_labels(
 ) -> list[tuple[int, int]]:
     """Return the top left corner (y, x) of each label, of `sizes` (height, width), pixels.
 
-    A label stands above its box, else inside at the top, below, inside at the bottom, at its left
-    or right edge: the first place that no earlier label takes; if all are taken, the place with
-    the least overlap. It is moved into the image where it would stick out.
+    A label stands above its box, else inside at the top, below, inside at the bottom, a line
+    further out, at the left or right edge: the first place that no earlier label takes; if all
+    are taken, the place with the least overlap. It is moved into the image where it sticks out.
     """
     taken = np.zeros((0, 4))  # y1, x1, y2, x2
     places = []
     for (x1, y1, x2, y2), (height, width) in zip(boxes, sizes, strict=True):
-        rows = (y1 - height + 1, y1, y2, y2 - height + 1)
+        above, below = y1 - height + 1, y2
+        rows = (above, y1 + 1, below, y2 - height, above - height, below + height)
         options = np.array([(y, x) for x in (x1, x2 - width + 1) for y in rows])
         options[:, 0] = options[:, 0].clip(0, max(0, image_size[0] - height))
         options[:, 1] = options[:, 1].clip(0, max(0, image_size[1] - width))

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import cv2
 import torch
 
-from detector.checkpoint import load_model
 from detector.config import TRAIN_NAMES, resolve
 from detector.data.description import digest, load_data, read_split
 from detector.train import train
@@ -97,23 +96,9 @@ def describe(params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def retrain(params: Mapping[str, Any], context: Context, **changes: Any) -> dict[str, float]:
-    """Train again with some settings changed, for example more epochs."""
-    return evaluate({**params, **changes}, context)
-
-
 def export(checkpoint: str | Path, formats: Sequence[str] | None, out: str | Path) -> list[Path]:
     """Write the checkpoint in the given formats into `out`; return all files written."""
     from detector.export import export as export_model
 
     files = export_model(checkpoint, formats, out=out)
     return [path for file in files for path in (file.path, file.sidecar) if path is not None]
-
-
-def pictures(checkpoint: str | Path, out: str | Path, count: int = 4) -> list[Path]:
-    """Draw detections beside the labels of a few validation images into `out`."""
-    from detector.predict import draw_validation
-
-    loaded = load_model(checkpoint)
-    data = load_data(loaded.meta["config"]["data"])
-    return draw_validation(loaded, read_split(data, "val")[:count], Path(out))

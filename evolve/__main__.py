@@ -4,7 +4,8 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = _config(arguments)
     _quiet_optuna()
-    signal.signal(signal.SIGTERM, _interrupt)
-    with Display() as display:
+    with _interruptible(), Display() as display:
         summary = run_study(config, display)
     start = start_values(config, lambda _: None)
     links = open_tracker(config, config.directory).links()
@@ -107,7 +107,6 @@ def ui(arguments: argparse.Namespace) -> int:
     """Serve the tracker's pages on this machine until Ctrl-C."""
     from evolve.ui import UI_PORT, serve
 
-    signal.signal(signal.SIGTERM, _interrupt)
     tracking = _config(arguments).tracking
     return serve(tracking.uri, arguments.port or UI_PORT, tracking.experiment)
 
@@ -186,8 +185,20 @@ def _quiet_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Stop in the same clean way on Ctrl-C and SIGTERM, even if the shell ignores SIGINT for us."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, interrupt) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _print(arguments: argparse.Namespace, data: dict[str, Any], text: str) -> None:

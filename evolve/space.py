@@ -34,7 +34,7 @@ class Gene:
     """One searched value: a range `low` to `high`, or `choices`.
 
     `sigma` is the standard deviation of a mutation as a share of the range (after the logarithm);
-    a `locked` gene stays at its start value.
+    `integer` comes with a whole `step`; a `locked` gene stays at its start value.
     """
 
     name: str
@@ -52,17 +52,15 @@ class Gene:
         """Number of different values; 0 for a continuous gene."""
         if self.choices:
             return len(self.choices)
-        if self.step is not None:
-            return round((self.high - self.low) / self.step) + 1
-        return round(self.high - self.low) + 1 if self.integer else 0
+        return 0 if self.step is None else round((self.high - self.low) / self.step) + 1
 
     def distribution(self) -> BaseDistribution:
         """Return the Optuna distribution with the same values."""
         if self.choices:
             return CategoricalDistribution(self.choices)
         if self.integer:
-            step = round(self.step or 1)
-            return IntDistribution(round(self.low), round(self.high), log=self.log, step=step)
+            low, high, step = (round(number) for number in (self.low, self.high, self.step or 1))
+            return IntDistribution(low, high, log=self.log, step=step)
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
     def to_unit(self, value: Any) -> float:
@@ -102,15 +100,14 @@ class Gene:
         raise ConfigError(f"{source}: {self.name}={value} is not a choice; allowed: {allowed}")
 
     def _edges(self) -> tuple[float, float]:
-        half = 0.5 * (self.step or 1.0) if self.cells else 0.0
+        half = 0.5 * (self.step or 0.0)
         low, high = self.low - half, self.high + half
         return (math.log(low), math.log(high)) if self.log else (low, high)
 
     def _on_grid(self, value: float) -> Value:
-        if self.cells:
-            step = self.step or 1.0
-            # 12 digits: 0.1 + 2 * 0.1 is meant to be 0.3
-            value = float(f"{self.low + round((value - self.low) / step) * step:.12g}")
+        if self.step is not None:  # 12 digits: 0.1 + 2 * 0.1 is meant to be 0.3
+            steps = round((value - self.low) / self.step)
+            value = float(f"{self.low + steps * self.step:.12g}")
         value = min(max(value, self.low), self.high)
         return round(value) if self.integer else value
 
@@ -223,6 +220,7 @@ def _range(name: str, keys: Mapping[str, Any], where: str) -> Gene:
     if log and low <= 0:
         raise ConfigError(f"{where}: log: true needs low above 0, got {low:g}")
     _check_step(low, high, step, log=log, integer=integer, where=where)
+    step = 1.0 if integer and step is None else step
     return Gene(name, low, high, log=log, step=step, integer=integer)
 
 
@@ -272,7 +270,7 @@ def _keys_of(gene: Gene) -> dict[str, Any]:
         keys: dict[str, Any] = {"choices": list(gene.choices)}
     elif gene.integer:
         keys = {"low": round(gene.low), "high": round(gene.high), "log": gene.log, "int": True}
-        keys["step"] = round(gene.step or 1)
+        keys |= {} if gene.log else {"step": round(gene.step or 1)}
     else:
         keys = {key: value for key, value in asdict(gene).items() if key in ("low", "high", "log")}
         keys |= {} if gene.step is None else {"step": gene.step}
@@ -285,6 +283,7 @@ def _gene_of(name: str, kind: BaseDistribution) -> Gene | None:
     if isinstance(kind, CategoricalDistribution):
         return Gene(name, choices=tuple(kind.choices))
     if isinstance(kind, IntDistribution):
-        return Gene(name, kind.low, kind.high, log=kind.log, step=kind.step, integer=True)
+        step = float(kind.step)
+        return Gene(name, kind.low, kind.high, log=kind.log, step=step, integer=True)
     assert isinstance(kind, FloatDistribution)
     return Gene(name, kind.low, kind.high, log=kind.log, step=kind.step)

@@ -1,5 +1,6 @@
 """Shared fixtures: small data sets drawn on the spot, and a quiet, bounded machine."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ CLASSES = ("square", "disc")
 
 @pytest.fixture(autouse=True, scope="session")
 def few_threads() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     cv2.setNumThreads(1)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from detector.augment import letterbox, place_boxes, render, sample_plan
+from detector.augment import place_boxes, render, sample_plan
 from detector.config import Hyp
 from detector.data.cache import ImageCache, scaled_size
 from detector.data.sample import Sample
@@ -121,14 +121,3 @@ class TrainingLoader:
 
 def _one_thread(worker: int) -> None:
     cv2.setNumThreads(1)
-
-
-def validation_batches(
-    cache: ImageCache, count: int, imgsz: int, batch_size: int
-) -> Iterator[tuple[list[int], torch.Tensor, list[float]]]:
-    """Yield (indices, images (B, 3, H, W) uint8, scale of each from cached to input pixels)."""
-    for start in range(0, count, batch_size):
-        indices = list(range(start, min(count, start + batch_size)))
-        boxed = [letterbox(cache[index], (imgsz, imgsz)) for index in indices]
-        images = torch.from_numpy(np.stack([image for image, _ in boxed])).permute(0, 3, 1, 2)
-        yield indices, images, [scale for _, scale in boxed]

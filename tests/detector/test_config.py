@@ -128,3 +128,14 @@ def test_every_hyperparameter_documents_itself_and_its_default_is_in_range() -> 
     for item in dataclasses.fields(Hyp):
         assert len(item.metadata["help"]) > 10
         assert item.metadata["low"] <= item.default <= item.metadata["high"]
+
+
+def test_the_reference_names_every_hyperparameter_with_its_default_and_range() -> None:
+    reference = (Path(__file__).parents[2] / "docs" / "hyperparameters.md").read_text()
+    for item in dataclasses.fields(Hyp):
+        limits = f"{item.metadata['low']} to {item.metadata['high']}"
+        assert f"| `{item.name}` | {item.default} | {limits} |" in reference
+
+
+def test_shipped_start_values_are_the_defaults() -> None:
+    assert Hyp.for_model("yolox-nano") == Hyp()

@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 
 
 def look(images: torch.Tensor, order: tuple[str, ...]) -> torch.Tensor:
-    """Decoded predictions (B, 8, 5 + C) from the colours in images (B, 3, H, W), no equal scores."""
+    """Decoded predictions (B, 8, 5 + C) from colours in images (B, 3, H, W); no equal scores."""
     decoded = torch.zeros(len(images), 8, 5 + len(order))
     for b, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
         rows = []

@@ -7,7 +7,7 @@ import torch
 from detector.config import Hyp
 from detector.data.cache import ImageCache
 from detector.data.description import load_data, read_split
-from detector.data.loader import TrainingLoader, TrainingPictures, validation_batches
+from detector.data.loader import TrainingLoader, TrainingPictures
 
 
 def pictures(data: Path, hyp: Hyp, seed: int = 0) -> TrainingPictures:
@@ -53,11 +53,3 @@ def test_boxes_follow_a_picture_that_is_scaled(tiny_set: Path) -> None:
     _, boxes, labels = doubled[(0, 2, False)]
     assert boxes == pytest.approx(samples[2].boxes * 2, abs=1e-3)
     assert labels.tolist() == samples[2].labels.tolist()
-
-
-def test_validation_shows_all_pictures_in_order(tiny_set: Path) -> None:
-    samples = read_split(load_data(tiny_set), "val")
-    cache = ImageCache(samples, 64)
-    batches = list(validation_batches(cache, len(samples), 64, 3))
-    assert [index for indices, _, _ in batches for index in indices] == list(range(8))
-    assert torch.equal(batches[0][1][0], torch.from_numpy(cache[0].transpose(2, 0, 1).copy()))

@@ -4,13 +4,15 @@ Exit codes: 0 done, 1 the run failed, 2 wrong usage or input, 130 interrupted.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from detector.errors import UserError
+from detector.errors import ConfigError, UserError
 
 log = logging.getLogger("detector")
 
@@ -48,6 +50,20 @@ def run_command(
     if options.json:
         print(json.dumps(answer or {}, default=str))
     return exit_code
+
+
+def new_directory(wanted: Path) -> Path:
+    """Create and return `wanted`, or `wanted-2`, `wanted-3`, ... if it exists already."""
+    for number in itertools.count(1):
+        directory = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"{directory}: cannot be created: {error.strerror}") from error
+        return directory
+    raise AssertionError
 
 
 def _log_to_stderr(verbose: bool) -> None:

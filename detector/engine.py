@@ -279,19 +279,20 @@ def load(engine: Path, device: torch.device) -> tuple[dict[str, Any], Callable[[
     with torch.cuda.device(device):
         runtime = trt.Runtime(logger)
         loaded = runtime.deserialize_cuda_engine(plan)
-        if loaded is None:
+        context = None if loaded is None else loaded.create_execution_context()
+        if context is None:
             reason = errors[-1] if errors else "no reason given"
             raise CheckpointError(
                 f"{engine}: {trt.__name__} cannot load it ({reason}); "
                 f"rebuild it by: {sidecar['rebuild']}"
             )
-        context = loaded.create_execution_context()
         stream = torch.cuda.Stream(device)
     source, target = sidecar["inputs"][0]["name"], sidecar["outputs"][0]["name"]
 
     def run(images: Tensor) -> Tensor:
         images = images.contiguous()
-        context.set_input_shape(source, tuple(images.shape))
+        if not context.set_input_shape(source, tuple(images.shape)):
+            raise RuntimeError(f"{engine}: does not take images of shape {tuple(images.shape)}")
         decoded = torch.empty(tuple(context.get_tensor_shape(target)), device=device)
         context.set_tensor_address(source, images.data_ptr())
         context.set_tensor_address(target, decoded.data_ptr())

@@ -22,7 +22,7 @@ import torch
 from detector.augment import letterbox
 from detector.backends import Backend, load_backend
 from detector.boxes import Detections, batched_nms
-from detector.cli import add_common, run_command
+from detector.cli import add_common, new_directory, run_command
 from detector.data.images import is_image, read_image
 from detector.decode import MAX_CANDIDATES
 from detector.distributed import choose_device
@@ -337,20 +337,6 @@ def _predict_command(options: argparse.Namespace) -> dict[str, Any]:
         "directory": directory and str(directory),
         "exit_code": 0 if not failed else 1 if done else 2,
     }
-
-
-def new_directory(wanted: Path) -> Path:
-    """Create and return `wanted`, or `wanted-2`, `wanted-3`, ... if it exists already."""
-    for number in itertools.count(1):
-        directory = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
-        try:
-            directory.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise ConfigError(f"{directory}: cannot be created: {error.strerror}") from error
-        return directory
-    raise AssertionError
 
 
 def _free_name(path: Path, taken: set[str]) -> str:

@@ -26,7 +26,7 @@ from detector.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from detector.cli import add_common, run_command
+from detector.cli import add_common, new_directory, run_command
 from detector.config import TRAIN_NAMES, Hyp, TrainConfig, dump, parse_assignments, resolve
 from detector.data.cache import ImageCache
 from detector.data.description import load_data, read_split
@@ -398,20 +398,6 @@ def _train_command(options: argparse.Namespace) -> dict[str, Any]:
     )
     log.info("%d epochs in %.0f s; files are in %s", result.epochs, result.seconds, directory)
     return dataclasses.asdict(result)
-
-
-def new_directory(wanted: Path) -> Path:
-    """Create and return `wanted`, or `wanted-2`, `wanted-3`, ... if it exists already."""
-    for number in itertools.count(1):
-        directory = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
-        try:
-            directory.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise ConfigError(f"{directory}: cannot be created: {error.strerror}") from error
-        return directory
-    raise AssertionError
 
 
 if __name__ == "__main__":

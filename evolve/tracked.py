@@ -20,6 +20,7 @@ Points = dict[tuple[str, int], tuple[float, int]]  # (metric, step) -> (value, m
 TRIAL_FILES = ("config.yaml", "hyp.yaml", "results.csv", "result.json")
 PICTURES = ("pictures/*.png", "plots/*.png", "*.png")
 PICTURE_BYTES = 8_000_000
+FITNESS_CURVE = "fitness_by_epoch"
 COUNTERS = ("epoch", "step")  # columns of a curve that only count
 VALUE_LENGTH = 5000  # characters; MLflow takes 6000 in a parameter and 8000 in a tag
 
@@ -85,8 +86,12 @@ def tags_of(trial: FrozenTrial) -> dict[str, str]:
 
 
 def epoch_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return an epoch's metrics without the columns that only count."""
-    return clean({name: value for name, value in metrics.items() if name not in COUNTERS})
+    """Return an epoch's metrics without the columns that only count.
+
+    Fitness by epoch has a name of its own, so that a trial that runs or failed has no `fitness`.
+    """
+    curves = {name: value for name, value in metrics.items() if name not in COUNTERS}
+    return clean({FITNESS_CURVE if name == "fitness" else name: v for name, v in curves.items()})
 
 
 def recorded_curves(trial: FrozenTrial, folder: Path | None) -> Points:
@@ -112,32 +117,20 @@ def final_metrics(trial: FrozenTrial) -> dict[str, float]:
     return clean({**metrics, **own})
 
 
-def described(
-    description: Mapping[str, Any], folder: Path
-) -> tuple[dict[str, float], dict[str, str], dict[str, str]]:
-    """Return metrics (`info/...`), parameters and tags of what an objective tells about a trial.
+def described(description: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Return as parameters what an objective tells about a trial beside the searched values.
 
     Hyperparameters that are not searched come from the key `hyp`, or from the folder's hyp.yaml and
-    the settings under its `train`.
+    the settings under its `train`; all else stands under its dotted name (`data.digest`).
     """
-    facts = flat({name: value for name, value in description.items() if name != "hyp"})
     hyp = description.get("hyp") or _read_mapping(folder / "hyp.yaml")
     train = hyp.get("train")
     settings = {**(train if isinstance(train, Mapping) else {}), **hyp}
-    params = {
-        metric_name(name): str(value)[:VALUE_LENGTH]
-        for name, value in settings.items()
-        if isinstance(value, str | int | float) and value != "" and name != "seed"
-    }
-    return clean({f"info/{name}": value for name, value in facts.items()}), params, words(facts)
-
-
-def words(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Return the texts and truth values as tags."""
+    facts = flat({name: value for name, value in description.items() if name != "hyp"})
     return {
         metric_name(name): str(value)[:VALUE_LENGTH]
-        for name, value in facts.items()
-        if isinstance(value, str | bool) and value != ""
+        for name, value in {**facts, **settings}.items()
+        if isinstance(value, str | int | float) and value != "" and name != "seed"
     }
 
 

@@ -95,7 +95,20 @@ def open_tracker(config: StudyConfig, directory: Path) -> Tracker:
     uri = store_uri(config.tracking.uri)
     if uri is None:
         return NullTracker()
-    return MlflowTracker(uri, config.tracking.experiment, directory, _note(config))
+    columns = [f"metrics.`{tracked.metric_name(name)}`" for name in ("fitness", *config.fitness)]
+    columns += [f"params.`{tracked.metric_name(name)}`" for name in config.space.names]
+    record = Record(config.tracking.experiment, config.study.name, _note(config), columns)
+    return MlflowTracker(uri, record, directory)
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a study is recorded: experiment, name, description (Markdown), columns of its table."""
+
+    experiment: str
+    name: str
+    note: str = ""
+    columns: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -118,9 +131,8 @@ class _Run:
 class MlflowTracker:
     """Writes to an MLflow store or server."""
 
-    def __init__(self, uri: str, experiment: str, directory: Path, note: str = "") -> None:
-        self._uri, self._experiment, self._note = uri, experiment, note
-        self._directory = directory
+    def __init__(self, uri: str, record: Record, directory: Path) -> None:
+        self._uri, self._record, self._directory = uri, record, directory
         self._store: Store | None = None
         self._study: Study | None = None
         self._parent = ""
@@ -179,7 +191,11 @@ class MlflowTracker:
     def links(self) -> Links:
         found: Links = []
         base = self._uri if is_server(self._uri) else f"http://{HOST}:{UI_PORT}"
-        self._attempt(lambda store: found.extend(store.links(base.rstrip("/"), self._parent)))
+
+        def add(store: Store) -> None:
+            found.extend(store.links(base.rstrip("/"), self._parent) if self._parent else ())
+
+        self._attempt(add)
         return found
 
     # ---- faults
@@ -205,9 +221,12 @@ class MlflowTracker:
 
     def _open(self) -> Store:
         """Open store, experiment and parent run, and read which trials have runs already."""
-        study = self._study
-        assert study is not None, "start() comes first"
-        store = Store(self._uri, self._experiment)
+        study, name = self._study, self._record.name
+        store = Store(self._uri, self._record.experiment)
+        if study is None:  # before start(), to look only
+            known = store.find({"evolve.kind": "study", "evolve.study": name})
+            self._parent = known[0].info.run_id if known else ""
+            return store
         if "tracking_id" not in study.user_attrs:  # a study's name may be used again, this not
             study.set_user_attr("tracking_id", uuid.uuid4().hex)
         identity = {"evolve.id": study.user_attrs["tracking_id"], "evolve.kind": "study"}
@@ -216,9 +235,9 @@ class MlflowTracker:
             self._parent = parents[-1].info.run_id
             store.reopen(self._parent)
         else:
-            name = study.study_name
-            tags = {**identity, "evolve.study": name, "mlflow.note.content": self._note}
+            tags = {**identity, "evolve.study": name, "mlflow.note.content": self._record.note}
             self._parent = store.create(f"study {name}", tags).run_id
+        store.save_view(self._parent, f"{name}: best first", self._record.columns)
         self._read_runs(store)
         generations = ranking(study.get_trials(deepcopy=False))
         self._values = {trial.number: fitness(trial) for trial in generations}
@@ -255,7 +274,7 @@ class MlflowTracker:
         run = self._runs.get(trial.number)
         if run is None:
             tags |= {"mlflow.parentRunId": self._parent, "mlflow.source.name": "evolve"}
-            tags |= {"evolve.study": self._study.study_name if self._study else ""}
+            tags |= {"evolve.study": self._record.name}
             begin = tracked.milliseconds(trial.datetime_start)
             made = store.create(tracked.run_name(trial), tags, begin)
             run = _Run(made.run_id, made.artifact_uri, "RUNNING", written=set())
@@ -281,13 +300,12 @@ class MlflowTracker:
         curves = tracked.recorded_curves(trial, None if run.whole else folder)
         curves |= self._points.get(trial.number, {})
         points = self._unwritten(store, run, curves)
-        last = max((step for _, step in {*curves, *(run.written or ())}), default=0)
+        last = dict(sorted({*curves, *(run.written or ())}, key=lambda key: key[1]))
         end = tracked.milliseconds(trial.datetime_complete)
-        numbers, params, tags = tracked.described(description, folder)
-        for name, value in {**tracked.final_metrics(trial), **numbers}.items():
-            points[name, last] = (value, end)
-        params, tags = params | tracked.params_of(trial), tags | tracked.tags_of(trial)
-        self._log(store, run, points, params, tags)
+        for name, value in tracked.final_metrics(trial).items():
+            points[name, last.get(name, 0)] = (value, end)  # at step 0 MLflow draws bars
+        params = {**tracked.described(description, folder), **tracked.params_of(trial)}
+        self._log(store, run, points, params, tracked.tags_of(trial))
         for path, place in tracked.files_of(folder):
             store.upload(run.artifacts, path, place)
         store.close(run.id, STATUS[trial.state], end)
@@ -334,27 +352,39 @@ class MlflowTracker:
         interrupted = [run for run in self._runs.values() if run.status == "RUNNING"]
         for run in interrupted:
             self._close(store, run, "interrupted")
-        facts = tracked.flat(summary)
-        tags = {f"evolve.{name}": word for name, word in tracked.words(facts).items()}
-        for winner in ranking(study.get_trials(deepcopy=False))[:1]:
-            tags |= self._crown(store, winner)
+        ranked = ranking(study.get_trials(deepcopy=False))
+        recommended = (summary.get("recommended") or {}).get("trial")
+        winner = next((t for t in ranked if t.number == recommended), next(iter(ranked), None))
+        verdict = str(summary.get("verdict_text") or summary.get("verdict") or "")
+        tags = {"evolve.verdict": str(summary.get("verdict", ""))} if verdict else {}
+        if winner is not None:
+            best = f"- best: trial {winner.number}, fitness {fitness(winner):.4f}"
+            lines = [f"**{verdict}**\n"] * bool(verdict) + [best, self._record.note]
+            tags |= {"mlflow.note.content": "\n".join(lines)}
+            tags |= self._crown(store, winner, summary.get("checkpoint"))
+        gain = tracked.clean({f"gain/{k}": v for k, v in (summary.get("gain") or {}).items()})
         now = tracked.milliseconds(None)
-        numbers = tracked.clean({f"confirm/{name}": value for name, value in facts.items()})
-        store.log(self._parent, {(name, 0): (v, now) for name, v in numbers.items()}, {}, tags)
+        store.log(self._parent, {(name, 0): (v, now) for name, v in gain.items()}, {}, tags)
         artifacts = store.get(self._parent).info.artifact_uri
         for path in (path for pattern in STUDY_FILES for path in self._directory.glob(pattern)):
             store.upload(artifacts, path)
         store.close(self._parent, "KILLED" if interrupted else "FINISHED")
 
-    def _crown(self, store: Store, winner: FrozenTrial) -> dict[str, str]:
-        """Give the winner's run its weights, and take those of an earlier winner away."""
-        run, weights = self._runs[winner.number], self._folder(winner) / "weights" / "best.pt"
+    def _crown(self, store: Store, winner: FrozenTrial, checkpoint: str | None) -> dict[str, str]:
+        """Give the winner's run its weights, and take those of an earlier winner away.
+
+        `checkpoint` may be that of a repeat with another seed; None: the trial's own.
+        """
+        run = self._runs[winner.number]
+        weights = Path(checkpoint or self._folder(winner) / "weights" / "best.pt")
         before = store.get(self._parent).data.tags.get("evolve.best_run", run.id)
         for old in self._runs.values():
             if old.id == before != run.id:
                 store.remove(old.artifacts, "weights")
         if weights.is_file():
             store.upload(run.artifacts, weights, "weights")
+            source = "/".join(weights.parts[-4:])
+            store.log(run.id, {}, {}, {"evolve.weights_from": source})
         return {"evolve.best_run": run.id, "evolve.best_trial": str(winner.number)}
 
 

@@ -55,7 +55,16 @@ def test_each_optional_library_has_one_file_in_a_package() -> None:
         package = path.relative_to(ROOT).parts[0]
         for name in imports(parsed(path)):
             top = name.split(".")[0]
-            if top in {"mlflow", "ray", "openvino", "ncnn", "matplotlib"}:
+            if top in {
+                "mlflow",
+                "ray",
+                "openvino",
+                "ncnn",
+                "matplotlib",
+                "onnx",
+                "onnxslim",
+                "onnxruntime",
+            }:
                 homes.setdefault((package, top), set()).add(relative(path))
     crowded = {key: files for key, files in homes.items() if len(files) > 1}
     assert not crowded

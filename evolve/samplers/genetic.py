@@ -20,6 +20,8 @@ from evolve.record import search_trials
 from evolve.space import Cube, Params, Space
 
 ATTEMPTS = 20  # draws to find a proposal that no other trial has
+SHORTEST, LONGEST = 0.3, 1.5  # steps of a mutation in units of a gene's sigma
+BLEND = 2 / 3  # share of crossovers that average the elite; the others mix two gene by gene
 
 
 class GeneticSampler(BaseSampler):
@@ -30,7 +32,7 @@ class GeneticSampler(BaseSampler):
         start: values of trial 0 and centre of the search; None starts uniformly.
         budget: expected number of trials; steps shrink towards it. A hint that is never needed.
         elites: the number of best trials that become parents.
-        crossover: probability that a child mixes two parents.
+        crossover: probability that a child has more than one parent.
         global_share: share of proposals drawn uniformly, against being caught at one place.
         startup: uniform trials before the first child where there are no start values.
     """
@@ -43,7 +45,7 @@ class GeneticSampler(BaseSampler):
         seed: int = 0,
         budget: int | None = None,
         elites: int = 6,
-        crossover: float = 0.5,
+        crossover: float = 0.75,
         global_share: float = 0.05,
         startup: int = 10,
     ) -> None:
@@ -125,7 +127,7 @@ class GeneticSampler(BaseSampler):
     def _longest(self, tried: int) -> float:
         """Return the longest step in units of sigma; it shrinks only towards a known budget."""
         done = min(1.0, tried / self._budget) if self._budget else 0.0
-        return float(2.0 * 0.3**done)
+        return float(LONGEST * 0.4**done)
 
     def _unlike(
         self,
@@ -142,26 +144,30 @@ class GeneticSampler(BaseSampler):
             if uniform or not len(parents):
                 cube = rng.random(len(space.genes))
             else:
-                cube = mutated(space, self._crossed(parents, rng), rng, longest)
+                cube = mutated(space, self._crossed(space, parents, rng), rng, longest)
             params = space.from_unit(cube)
             if _key(params) not in taken:
                 break
         return params
 
-    def _crossed(self, parents: NDArray[Any], rng: np.random.Generator) -> Cube:
-        """Return a parent, or a mix of two, gene by gene; better ranks are drawn more often."""
+    def _crossed(self, space: Space, parents: NDArray[Any], rng: np.random.Generator) -> Cube:
+        """Return a parent, a mix of two, or an average of the elite; better ranks weigh more."""
         weights = np.log(len(parents) + 0.5) - np.log(np.arange(len(parents)) + 1.0)
         first, second = rng.choice(len(parents), size=2, p=weights / weights.sum())
-        mixed = rng.random() < self._crossover
-        from_second = mixed & (rng.random(parents.shape[1]) < 0.5)
-        child: Cube = np.where(from_second, parents[second], parents[first])
-        return child
+        child: Cube = parents[first]
+        if rng.random() >= self._crossover:
+            return child
+        if rng.random() < BLEND:
+            blend = rng.dirichlet(2.0 * weights) @ parents  # (genes,)
+            unordered = np.array([bool(gene.choices) for gene in space.genes])
+            return np.where(unordered, child, blend)  # there is nothing between two choices
+        return np.where(rng.random(len(child)) < 0.5, parents[second], child)
 
 
-def mutated(space: Space, cube: Cube, rng: np.random.Generator, longest: float = 2.0) -> Cube:
+def mutated(space: Space, cube: Cube, rng: np.random.Generator, longest: float = LONGEST) -> Cube:
     """Return a neighbour of a point: some genes moved by their sigma, at least one of them.
 
-    The step length is drawn anew for every child, from a tenth of sigma to `longest` sigmas: long
+    How many genes move and how far, up to `longest` sigmas, is drawn anew for every child: long
     steps leave a poor start, short ones refine a good one, and no schedule has to know the budget.
     """
     sigma = np.array([gene.sigma for gene in space.genes])  # (genes,)
@@ -170,10 +176,9 @@ def mutated(space: Space, cube: Cube, rng: np.random.Generator, longest: float =
     movable = np.flatnonzero(sigma > 0)
     if not len(movable):
         return cube
-    chance = max(0.3, min(1.0, 3.0 / len(movable)))
-    chosen = (rng.random(len(cube)) < chance) & (sigma > 0)
+    chosen = (rng.random(len(cube)) < rng.random()) & (sigma > 0)
     chosen[rng.choice(movable)] = True
-    length = np.exp(rng.uniform(np.log(0.1), np.log(longest)))
+    length = np.exp(rng.uniform(np.log(SHORTEST), np.log(longest)))
     # a gene on a grid moves by about a cell at least, or short steps would be rounded away
     deviation = np.maximum(sigma * length, np.where(cells > 0, 1.0 / np.maximum(cells, 1), 0.0))
     moved = reflected(cube + deviation * rng.standard_normal(len(cube)))

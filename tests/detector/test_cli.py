@@ -1,10 +1,11 @@
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from detector.cli import add_common, run_command
+from detector.cli import add_common, new_directory, run_command
 from detector.errors import DataError, TrainingDiverged
 
 
@@ -53,3 +54,8 @@ def test_the_body_can_choose_the_exit_code(capsys: pytest.CaptureFixture[str]) -
 def test_help_is_exit_code_0_and_an_unknown_option_2() -> None:
     assert run(lambda options: None, "--help") == 0
     assert run(lambda options: None, "--wrong") == 2
+
+
+def test_an_existing_name_gets_a_number(tmp_path: Path) -> None:
+    names = [new_directory(tmp_path / "run").name for _ in range(3)]
+    assert names == ["run", "run-2", "run-3"]

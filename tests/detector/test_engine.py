@@ -1,13 +1,17 @@
+import contextlib
+import ctypes
 import json
+import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from detector import engine
+from detector import engine, onnx_graph
 from detector.backends import load_backend
-from detector.checkpoint import model_content, save_checkpoint
+from detector.checkpoint import load_model, model_content, save_checkpoint
 from detector.errors import CheckpointError, MissingPackageError, UserError
 from detector.export import EngineNotBuilt, export
 from detector.models import build_model
@@ -30,6 +34,17 @@ def built(checkpoint: Path) -> tuple[bytes, bytes]:
     file = export(checkpoint, "tensorrt-rtx", dynamic=True)[1]
     assert file.sidecar is not None
     return file.path.read_bytes(), file.sidecar.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def fixed_graph(checkpoint: Path) -> bytes:
+    return onnx_graph.trace(load_model(checkpoint).model, 32, opset=17, dynamic=False)
+
+
+@pytest.fixture
+def traced(fixed_graph: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let exports use the graph that `checkpoint` gives: tracing is what takes the time."""
+    monkeypatch.setattr(onnx_graph, "trace", lambda *_: fixed_graph)
 
 
 @pytest.fixture
@@ -141,6 +156,7 @@ def test_which_gpus_an_engine_is_for() -> None:
     assert engine.wrong_gpu(one_gpu, "A", "8.0") is not None
 
 
+@pytest.mark.usefixtures("traced")
 def test_tensorrt_needs_the_gpu_it_builds_for(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +167,7 @@ def test_tensorrt_needs_the_gpu_it_builds_for(
     assert [file.format for file in caught.value.files] == ["onnx"]
 
 
+@pytest.mark.usefixtures("traced")
 def test_a_tensorrt_engine_is_for_the_gpu_that_built_it(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +191,75 @@ def test_the_first_importable_library_is_taken(monkeypatch: pytest.MonkeyPatch) 
     assert engine.first_available() == "tensorrt-rtx"
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     assert engine.first_available() is None
+
+
+class FakeContext:
+    """An execution context in main memory: answers with twice the mean of each image."""
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, ...] = ()
+        self.addresses: dict[str, int] = {}
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert name == "images"
+        self.shape = shape
+        return 1 <= shape[0] <= 16 and shape[1:] == (3, 32, 32)
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        assert name == "output"
+        return (self.shape[0], 21, 7)
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        self.addresses[name] = address
+
+    def execute_async_v3(self, stream: int) -> bool:
+        source = (ctypes.c_float * math.prod(self.shape)).from_address(self.addresses["images"])
+        images = torch.frombuffer(source, dtype=torch.float32).reshape(self.shape)
+        output = images.mean(dim=(1, 2, 3), keepdim=True)[..., 0] * 2 * torch.ones(1, 21, 7)
+        ctypes.memmove(self.addresses["output"], output.data_ptr(), output.nbytes)
+        return stream == 7
+
+
+@pytest.fixture
+def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let everything that `load` does around the library happen in main memory."""
+    stream = SimpleNamespace(
+        wait_stream=lambda other: None, synchronize=lambda: None, cuda_stream=7
+    )
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(
+        engine, "verify", lambda path, device: (engine.read_sidecar(path), path.read_bytes())
+    )
+
+
+@pytest.mark.usefixtures("without_cuda")
+def test_images_are_done_in_parts_of_the_largest_batch(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = SimpleNamespace(
+        ILogger=rtx.ILogger,
+        Runtime=lambda logger: SimpleNamespace(
+            deserialize_cuda_engine=lambda plan: SimpleNamespace(
+                create_execution_context=FakeContext
+            )
+        ),
+    )
+    monkeypatch.setattr(engine, "load_library", lambda engine_format: fake)
+    backend = load_backend(path)
+    assert (backend.names, backend.imgsz, backend.max_batch) == (("cat", "dog"), 32, 16)
+    images = torch.rand(20, 3, 32, 32)
+    decoded = backend(images)
+    assert decoded.shape == (20, 21, 7)
+    torch.testing.assert_close(decoded[:, 20, 6], images.mean(dim=(1, 2, 3)) * 2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the library would find the GPU")
+@pytest.mark.usefixtures("without_cuda")
+def test_the_librarys_own_refusal_is_passed_on(path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"tensorrt_rtx cannot load it \(.*cudaError"):
+        load_backend(path)
 
 
 @pytest.mark.gpu

@@ -45,6 +45,17 @@ def dynamic_file(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return file.path
 
 
+@pytest.fixture(scope="module")
+def fixed_graph(checkpoint: Path) -> bytes:
+    return onnx_graph.trace(load_model(checkpoint).model, SIZE, opset=17, dynamic=False)
+
+
+@pytest.fixture
+def traced(fixed_graph: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let exports use the graph that `checkpoint` gives: tracing is what takes the time."""
+    monkeypatch.setattr(onnx_graph, "trace", lambda *_: fixed_graph)
+
+
 def forget(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
     """Let the import of these modules fail as if they were not installed."""
     for module in modules:
@@ -114,6 +125,7 @@ def test_the_onnx_file_says_what_it_is(checkpoint: Path, dynamic_file: Path) -> 
     assert [d.dim_value for d in target.type.tensor_type.shape.dim][1:] == [POINTS, 8]
 
 
+@pytest.mark.usefixtures("traced")
 def test_the_difference_is_returned_and_stored(checkpoint: Path, tmp_path: Path) -> None:
     import onnx
 
@@ -138,36 +150,27 @@ def test_the_same_checkpoint_gives_the_same_file(
     assert [path.name for path in tmp_path.iterdir()] == ["pico.onnx"]  # nothing is left behind
 
 
+@pytest.mark.usefixtures("traced")
 def test_files_go_beside_the_checkpoint_by_default(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "here.pt")
-    (file,) = export(checkpoint, "onnx", imgsz=32)
+    (file,) = export(checkpoint, "onnx")
     assert file.path == tmp_path / "here.onnx"
 
 
+@pytest.mark.usefixtures("traced")
 def test_a_graph_that_disagrees_is_not_written(
-    checkpoint: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trace = onnx_graph.trace
-
-    def trace_another(model: torch.nn.Module, *others: int) -> bytes:
-        for parameter in model.head.cls_preds.parameters():
-            parameter.data.add_(1.0)
-        graph = trace(model, *others)
-        for parameter in model.head.cls_preds.parameters():
-            parameter.data.sub_(1.0)
-        return graph
-
-    monkeypatch.setattr(onnx_graph, "trace", trace_another)
-    out = str(tmp_path / "out")
-    assert main(["--weights", str(checkpoint), "--format", "onnx", "--out", out]) == 1
+    content = torch.load(checkpoint, weights_only=True)
+    content["weights"]["head.cls_preds.0.bias"].add_(1.0)
+    save_checkpoint(tmp_path / "other.pt", content)
+    assert main(["--weights", str(tmp_path / "other.pt"), "--format", "onnx"]) == 1
     error = capsys.readouterr().err
     assert "disagrees with the checkpoint" in error and error.count("\n") == 1
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "other.onnx").exists()
 
 
+@pytest.mark.usefixtures("traced")
 def test_a_checkpoint_with_nan_is_not_exported(checkpoint: Path, tmp_path: Path) -> None:
     content = torch.load(checkpoint, weights_only=True)
     content["weights"]["head.obj_preds.0.bias"].fill_(float("nan"))
@@ -205,6 +208,7 @@ def test_a_tensorrt_rtx_engine_has_a_sidecar(
     assert sidecar["rebuild"].endswith(f"--imgsz 64 --dynamic --out {tmp_path}")
 
 
+@pytest.mark.usefixtures("traced")
 def test_tensorrt_missing_keeps_the_onnx_file(
     checkpoint: Path,
     tmp_path: Path,
@@ -220,34 +224,38 @@ def test_tensorrt_missing_keeps_the_onnx_file(
     assert "pip install tensorrt" in error and "--format tensorrt-rtx" in error
 
 
+@pytest.mark.usefixtures("traced")
 def test_a_stub_of_tensorrt_counts_as_missing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
     with pytest.raises(EngineNotBuilt, match="without its libraries") as caught:
-        export(checkpoint, "tensorrt", out=tmp_path, imgsz=32)
+        export(checkpoint, "tensorrt", out=tmp_path)
     assert [file.path for file in caught.value.files] == [tmp_path / "pico.onnx"]
 
 
+@pytest.mark.usefixtures("traced")
 def test_a_missing_engine_does_not_keep_another_from_being_built(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
     forget(monkeypatch, "tensorrt")
     with pytest.raises(EngineNotBuilt) as caught:
-        export(checkpoint, "tensorrt,tensorrt-rtx", out=tmp_path, imgsz=32)
+        export(checkpoint, "tensorrt,tensorrt-rtx", out=tmp_path)
     assert [file.format for file in caught.value.files] == ["onnx", "tensorrt-rtx"]
 
 
+@pytest.mark.usefixtures("traced")
 def test_without_format_tensorrt_rtx_is_built_when_tensorrt_is_missing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
     forget(monkeypatch, "tensorrt")
-    files = export(checkpoint, out=tmp_path, imgsz=32)
+    files = export(checkpoint, out=tmp_path)
     assert [file.format for file in files] == ["onnx", "tensorrt-rtx"]
 
 
+@pytest.mark.usefixtures("traced")
 def test_without_format_and_tensorrt_there_is_onnx_and_exit_code_2(
     checkpoint: Path,
     tmp_path: Path,

@@ -62,7 +62,7 @@ def test_ap_of_three_predictions_by_hand() -> None:
     assert result.map50 == pytest.approx((51 * 1 + 50 * 2 / 3) / 101)
     # IoU 0.75: only the first one hits.
     assert result.map75 == pytest.approx(51 / 101)
-    # Thresholds 0.5, 0.55 (0.6 is met only up to rounding, 60 / 100 >= 0.6 holds exactly).
+    # The mean over the thresholds: the third hits up to its IoU of 60 / 100.
     thresholds = np.linspace(0.5, 0.95, 10)
     hits = sum(thresholds <= 0.6)
     expected = (hits * (51 + 100 / 3) + (10 - hits) * 51) / 1010
@@ -80,6 +80,14 @@ def test_second_prediction_of_one_target_is_a_false_positive() -> None:
     assert result.confidence == pytest.approx(0.9)
     low = evaluate_detections(truths, [found((0, 0, 10, 10, 0.9, 0), (0, 0, 10, 10, 0.9, 0))], 1)
     assert (low.precision, low.recall) == (0.5, 1.0)  # equal scores cannot be told apart
+
+
+def test_of_two_targets_with_equal_iou_the_later_one_is_taken() -> None:
+    # Both targets share 80 of 120 pixels with the first prediction, which takes the later one, as
+    # COCOeval does; so the second prediction, which reaches only that, is a miss.
+    truths = [wanted((0, 0, 10, 10, 0), (4, 0, 14, 10, 0))]
+    guesses = [found((2, 0, 12, 10, 0.9, 0), (6, 0, 16, 10, 0.8, 0))]
+    assert evaluate_detections(truths, guesses, 1).map50 == pytest.approx(51 / 101)
 
 
 def test_crowd_is_neither_hit_nor_missed_and_takes_many() -> None:

@@ -11,7 +11,7 @@ from detector.config import Hyp, TrainConfig, resolve
 from detector.errors import CheckpointError, DataError, TrainingDiverged
 from detector.families import build_family
 from detector.models import build_model
-from detector.train import main, new_directory, train, windows
+from detector.train import main, train, windows
 
 SMALL = {"model": "yolox-pico", "imgsz": 64, "batch": 4, "device": "cpu"}
 PLAIN = {"mosaic": 0.0, "scale": 0.1, "warmup_epochs": 1}
@@ -235,8 +235,3 @@ def test_wrong_input_is_one_line_and_exit_code_2(
 
 def test_an_unknown_option_is_exit_code_2(tiny_set: Path) -> None:
     assert run(tiny_set, "--lr", "1") == 2
-
-
-def test_an_existing_name_gets_a_number(tmp_path: Path) -> None:
-    names = [new_directory(tmp_path / "run").name for _ in range(3)]
-    assert names == ["run", "run-2", "run-3"]

@@ -135,7 +135,7 @@ def test_bad_overrides_are_named(override: str, message: str) -> None:
 
 
 def test_a_missing_file_and_missing_sections_are_named() -> None:
-    with pytest.raises(ConfigError, match="none.yaml: no such file"):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
         load_config("none.yaml")
     with pytest.raises(ConfigError, match="objective is missing"):
         load("space: {x: {low: 0, high: 1}}")

@@ -32,7 +32,7 @@ from detector.data.cache import ImageCache
 from detector.data.description import load_data, read_split
 from detector.data.loader import TrainingLoader, TrainingPictures
 from detector.distributed import amp_dtype, choose_device
-from detector.errors import CheckpointError, ConfigError, TrainingDiverged
+from detector.errors import CheckpointError, TrainingDiverged
 from detector.evaluate import evaluate_family
 from detector.families import build_family
 from detector.metrics import fitness

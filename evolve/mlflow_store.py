@@ -191,8 +191,8 @@ class Store:
         ]
         if len(top) > 1:
             runs = _quoted_list([run.info.run_id for run in top])
-            pages = f"runs={runs}&experiments={_quoted_list([self.experiment])}"
-            address = f"{base}/#/compare-runs?{TRAINING_PAGES}&{pages}"
+            pages = f"runs={runs}&experiments={_quoted_list([self.experiment])}"  # runs come first
+            address = f"{base}/#/compare-runs?{pages}&{TRAINING_PAGES}"
             found.append((f"the best {len(top)} compared", address))
         return [*found, ("the study", f"{page}/runs/{parent}?{TRAINING_PAGES}")]
 

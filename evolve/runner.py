@@ -10,13 +10,13 @@ from pathlib import Path
 from optuna import Study, Trial
 from optuna.trial import FrozenTrial, TrialState
 
-from evolve import fidelity
 from evolve.config import StudyConfig
 from evolve.display import Display
 from evolve.errors import ConfigError, RunFailed
+from evolve.fidelity import may_be_pruned
 from evolve.objective import fitness_of
 from evolve.problem import Problem
-from evolve.record import CONFIRM, DIVERGED, kind_of, ranking, trial_seed
+from evolve.record import CONFIRM, DIVERGED, SEARCH, kind_of, ranking, trial_seed
 from evolve.tracking import Tracker
 from evolve.workers import Death, Job, Outcome, Report, WorkerPool
 
@@ -32,6 +32,7 @@ class _Live:
     """A trial that a worker has."""
 
     trial: Trial
+    may_stop: bool
     deaths: int = 0
     out_of_memory: bool = False
     steps: set[int] = field(default_factory=set)
@@ -101,10 +102,12 @@ class Runner:
         """Complete a new or reopened trial: values, seed."""
         for name, distribution in self.problem.space.distributions().items():
             trial._suggest(name, distribution)  # what `ask` does; values already there stay
-        if "seed" not in trial.user_attrs:
-            trial.set_user_attr("seed", trial_seed(self.config.study.seed, trial.number))
+        own = {"kind": SEARCH, "seed": trial_seed(self.config.study.seed, trial.number)}
+        for name, value in own.items():
+            if name not in trial.user_attrs:
+                trial.set_user_attr(name, value)
         frozen = self._frozen(trial)
-        return _Live(trial, steps=set(frozen.intermediate_values))
+        return _Live(trial, may_be_pruned(frozen), steps=set(frozen.intermediate_values))
 
     def _submit(self, live: _Live) -> None:
         trial = live.trial
@@ -141,8 +144,7 @@ class Runner:
         if math.isfinite(value) and report.step not in live.steps:
             live.trial.report(value, report.step)
             live.steps.add(report.step)
-            may_stop = fidelity.may_be_pruned(self._frozen(live.trial))
-            live.stopped = live.stopped or (may_stop and live.trial.should_prune())
+            live.stopped = live.stopped or (live.may_stop and live.trial.should_prune())
         return live.stopped
 
     def _died(self, live: _Live, reason: str) -> None:

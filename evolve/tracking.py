@@ -141,7 +141,7 @@ class MlflowTracker:
         self._flushed: dict[int, float] = {}
         self._values: dict[int, float] = {}  # fitness of the generations
         self._behind = True  # the record may lack something
-        self._faults, self._lost_seconds = 0, 0.0
+        self._faults, self._lost_seconds, self._warned = 0, 0.0, False
 
     # ---- what the study calls
 
@@ -212,7 +212,8 @@ class MlflowTracker:
         except Exception as error:  # MLflow, SQLAlchemy, requests, a full disk: the study goes on
             self._lost_seconds += time.monotonic() - started
             self._faults, self._behind = self._faults + 1, True
-            level = logging.WARNING if self._faults == 1 else logging.DEBUG
+            level = logging.DEBUG if self._warned else logging.WARNING
+            self._warned = True
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             log.log(level, "MLflow at %s: %s; the study goes on", shown_uri(self._uri), reason)
             return False
@@ -299,11 +300,12 @@ class MlflowTracker:
         run = self._runs[trial.number]
         curves = tracked.recorded_curves(trial, None if run.whole else folder)
         curves |= self._points.get(trial.number, {})
-        points = self._unwritten(store, run, curves)
+        news = self._unwritten(store, run, curves)
         last = dict(sorted({*curves, *(run.written or ())}, key=lambda key: key[1]))
         end = tracked.milliseconds(trial.datetime_complete)
-        for name, value in tracked.final_metrics(trial).items():
-            points[name, last.get(name, 0)] = (value, end)  # at step 0 MLflow draws bars
+        final = tracked.final_metrics(trial)  # at step 0, if it has no curve: MLflow draws bars
+        points = {(name, last.get(name, 0)): (value, end) for name, value in final.items()}
+        points |= {key: point for key, point in news.items() if key not in points}
         params = {**tracked.described(description, folder), **tracked.params_of(trial)}
         self._log(store, run, points, params, tracked.tags_of(trial))
         for path, place in tracked.files_of(folder):

@@ -37,7 +37,7 @@ def draw_picture(rng: np.random.Generator, side: int) -> tuple[np.ndarray, list[
 
 
 def write_yolo_set(root: Path, count: int, side: int = 64, seed: int = 0) -> Path:
-    """Write `count` pictures as a YOLO data set whose train and val are the same; return its yaml."""
+    """Write a YOLO data set of `count` pictures, train and val alike; return its yaml."""
     rng = np.random.default_rng(seed)
     (root / "images").mkdir(parents=True)
     (root / "labels").mkdir()

@@ -25,7 +25,7 @@ def write_study(toys: Path) -> Callable[..., Path]:
     def write(objective: str = "quadratic", generations: int = 6, **sections: Any) -> Path:
         tree = {
             "study": {"name": "toy", "generations": generations, "seed": 1},
-            "objective": objective if ":" in objective else f"toy_objectives:{objective}",
+            "objective": objective if "." in objective else f"toy_objectives:{objective}",
             "start": {"x": 0.1, "y": 0.9},
             "space": {"x": {"low": 0.0, "high": 1.0}, "y": {"low": 0.0, "high": 1.0}},
             "confirm": 0,

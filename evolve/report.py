@@ -1,0 +1,310 @@
+"""A study as a table (CSV) and as pictures (PNG), read from its trials alone."""
+
+import csv
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from evolve.config import StudyConfig
+from evolve.record import CONFIRM, START, fitness, kind_of, ranking
+
+LEADING = ("number", "kind", "state", "fitness")
+TRAILING = ("seed", "seconds", "attempts", "reason", "of", "repeat")
+# Source of the colours: Okabe and Ito 2008, told apart by colour-blind people
+BLUE, ORANGE, VERMILION, GREEN, GREY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#666666"
+DPI = 120
+
+
+def write_trials_csv(study: Study, config: StudyConfig, path: Path) -> None:
+    """Write one row a trial: state, fitness, values in full precision, metrics, seed, cost, reason."""
+    trials = study.get_trials(deepcopy=False)
+    params = list(dict.fromkeys([*config.space.names, *_names(trial.params for trial in trials)]))
+    taken = {*LEADING, *TRAILING, *params}
+    metrics = [name for name in _names(map(_metrics, trials)) if name != "fitness"]
+    columns = {name: f"metric.{name}" if name in taken else name for name in metrics}
+    with _replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(
+            file, [*LEADING, *params, *columns.values(), *TRAILING], restval="", lineterminator="\n"
+        )
+        writer.writeheader()
+        for trial in trials:
+            row = {name: trial.user_attrs[name] for name in TRAILING if name in trial.user_attrs}
+            row |= {columns[name]: v for name, v in _metrics(trial).items() if name in columns}
+            row |= {**trial.params, "number": trial.number, "kind": kind_of(trial)}
+            writer.writerow({**row, "state": trial.state.name.lower(), "fitness": trial.value})
+
+
+def write_convergence_plot(study: Study, config: StudyConfig, path: Path) -> None:
+    """Draw fitness by trial, the best so far, the start value, and the repeats with other seeds."""
+    from matplotlib.figure import Figure
+
+    scene = _scene(study)
+    repeats = _repeats(scene)
+    figure = Figure(figsize=(10, 5), dpi=DPI, layout="constrained")
+    if repeats:
+        widths = [max(3.0, 8.0 - 0.6 * len(repeats)), 0.6 * len(repeats) + 0.8]
+        main, side = figure.subplots(1, 2, sharey=True, width_ratios=widths)
+        _draw_repeats(side, repeats)
+    else:
+        main = figure.subplots()
+    _draw_progress(main, scene)
+    values = [value for repeat in repeats for value in repeat.values]
+    main.set_ylim(*_limits([*map(fitness, scene.measured), *values]))
+    main.set_title(_title(config, scene), loc="left")
+    main.set_xlabel("trial")
+    main.set_ylabel(_formula(config))
+    handles, labels = main.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    _save(figure, path)
+
+
+def write_parameter_plot(study: Study, config: StudyConfig, path: Path) -> None:
+    """Draw fitness against each hyperparameter; later trials are brighter, winner and start marked."""
+    from matplotlib.figure import Figure
+
+    scene = _scene(study)
+    names = _names(trial.params for trial in scene.measured)
+    columns = min(5, max(1, math.ceil(math.sqrt(len(names)))))
+    rows = max(1, math.ceil(len(names) / columns))
+    size = (max(7.0, 2.6 * columns + 1.2), 2.5 * rows + 1.1)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+    dots = None
+    for axes, name in zip(grid, names, strict=False):
+        dots = _draw_parameter(axes, name, scene)
+    for axes in grid[len(names) :]:
+        axes.set_axis_off()
+    for axes in grid[: len(names) : columns]:
+        axes.set_ylabel("fitness")
+    grid[0].set_ylim(*_limits([fitness(trial) for trial in scene.measured]))
+    figure.suptitle(_title(config, scene), x=0.01, ha="left")
+    if dots is not None:
+        figure.colorbar(dots, ax=grid.tolist(), label="trial", shrink=0.8)
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    _save(figure, path)
+
+
+# ---- what is drawn ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """The trials of a study; `measured` are those of the search that have a fitness."""
+
+    trials: list[FrozenTrial]
+    measured: list[FrozenTrial]
+    start: FrozenTrial | None
+    winner: FrozenTrial | None
+
+    def of(self, state: TrialState) -> list[FrozenTrial]:
+        """Return the trials of the search in a state."""
+        return [t for t in self.trials if t.state == state and kind_of(t) != CONFIRM]
+
+
+@dataclass(frozen=True)
+class _Repeat:
+    """One configuration measured again with other seeds."""
+
+    label: str
+    values: list[float]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def sd(self) -> float:
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+
+def _scene(study: Study) -> _Scene:
+    trials = study.get_trials(deepcopy=False)
+    states = (TrialState.COMPLETE, TrialState.PRUNED)
+    measured = [
+        trial
+        for trial in trials
+        if trial.state in states and kind_of(trial) != CONFIRM and trial.value is not None
+    ]
+    starts = [t for t in measured if kind_of(t) == START and t.state == TrialState.COMPLETE]
+    first = [t for t in measured if t.number == 0]
+    start = next(iter(starts or first), None)
+    return _Scene(trials, measured, start, next(iter(ranking(trials)), None))
+
+
+def _repeats(scene: _Scene) -> list[_Repeat]:
+    values: dict[int, list[float]] = {}
+    for trial in scene.trials:
+        if kind_of(trial) == CONFIRM and trial.state == TrialState.COMPLETE:
+            values.setdefault(int(trial.user_attrs.get("of", -1)), []).append(fitness(trial))
+    start = scene.start.number if scene.start else 0
+    order = sorted(values, key=lambda of: (of != start, of))
+    return [_Repeat("start" if of == start else f"trial {of}", values[of]) for of in order]
+
+
+def _draw_progress(axes: Any, scene: _Scene) -> None:
+    complete, pruned = scene.of(TrialState.COMPLETE), scene.of(TrialState.PRUNED)
+    low, _ = _limits([fitness(trial) for trial in scene.measured])
+    _dots(axes, complete, low, color=BLUE, marker="o", label="complete", zorder=3)
+    _dots(axes, pruned, low, color=ORANGE, marker="^", label="stopped early", zorder=3)
+    failed = [trial.number for trial in scene.of(TrialState.FAIL)]
+    if failed:
+        edge = axes.get_xaxis_transform()  # y in shares of the axes' height
+        heights = [0.02] * len(failed)
+        axes.scatter(failed, heights, c=VERMILION, marker="x", transform=edge, label="failed")
+    if complete:
+        steps = [
+            (t.number, max(fitness(o) for o in complete if o.number <= t.number)) for t in complete
+        ]
+        steps.append((max(trial.number for trial in scene.trials), steps[-1][1]))
+        numbers, best = zip(*steps, strict=True)
+        axes.step(numbers, best, where="post", color="black", lw=1.5, label="best so far")
+    if scene.start is not None and scene.start.value is not None:
+        axes.axhline(scene.start.value, color=GREY, ls="--", lw=1.2, label="start values")
+    if scene.winner is not None:
+        _star(
+            axes, scene.winner.number, fitness(scene.winner), f"best: trial {scene.winner.number}"
+        )
+    if not scene.measured:
+        axes.text(
+            0.5, 0.5, "no trial has ended with a fitness yet", transform=axes.transAxes, ha="center"
+        )
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.25)
+
+
+def _draw_repeats(axes: Any, repeats: Sequence[_Repeat]) -> None:
+    for place, repeat in enumerate(repeats):
+        colour = GREY if repeat.label == "start" else GREEN
+        axes.scatter([place] * len(repeat.values), repeat.values, c=colour, s=18, alpha=0.6)
+        axes.errorbar(
+            place + 0.2, repeat.mean, yerr=repeat.sd, fmt="D", color=colour, capsize=4, ms=6
+        )
+    labels = [f"{repeat.label}\n{repeat.mean:.3f}" for repeat in repeats]
+    axes.set_xticks(range(len(repeats)), labels, fontsize="small")
+    axes.set_xlim(-0.5, len(repeats) - 0.3)
+    axes.set_title("other seeds: mean ± sd", loc="left", fontsize="medium")
+    axes.grid(alpha=0.25, axis="y")
+
+
+def _draw_parameter(axes: Any, name: str, scene: _Scene) -> Any:
+    """Draw one hyperparameter and return the dots, for a colour scale."""
+    trials = [trial for trial in scene.measured if name in trial.params]
+    place = _placing(name, trials)
+    low, _ = _limits([fitness(trial) for trial in scene.measured])
+    heights = [max(fitness(trial), low) for trial in trials]
+    numbers = [trial.number for trial in trials]
+    dots = axes.scatter(
+        [place(t) for t in trials], heights, c=numbers, cmap="viridis", s=16, alpha=0.85
+    )
+    dots.set_clim(0, max(1, *(trial.number for trial in scene.measured)))
+    if scene.start is not None and name in scene.start.params:
+        height = max(fitness(scene.start), low)
+        x = place(scene.start)
+        axes.scatter(x, height, marker="D", s=45, fc="none", ec=VERMILION, lw=1.8, label="start")
+    title = name
+    if scene.winner is not None and name in scene.winner.params:
+        _star(axes, place(scene.winner), fitness(scene.winner), "best")
+        value = scene.winner.params[name]
+        title += f" = {value:.3g}" if isinstance(value, float) else f" = {value}"
+    distribution = trials[0].distributions[name]
+    if getattr(distribution, "log", False):
+        axes.set_xscale("log")
+    choices = getattr(distribution, "choices", None)
+    if choices:
+        axes.set_xticks(range(len(choices)), [str(choice) for choice in choices])
+        axes.set_xlim(-0.5, len(choices) - 0.5)
+    axes.set_title(title, fontsize="medium")
+    axes.tick_params(labelsize="small")
+    axes.grid(alpha=0.25)
+    return dots
+
+
+def _placing(name: str, trials: Sequence[FrozenTrial]) -> Callable[[FrozenTrial], float]:
+    """Return where a trial stands on the axis of a hyperparameter; choices are spread a little."""
+    choices = getattr(trials[0].distributions[name], "choices", None)
+
+    def place(trial: FrozenTrial) -> float:
+        if choices is None:
+            return float(trial.params[name])
+        spread = (trial.number * 0.618) % 1.0 - 0.5
+        return float(choices.index(trial.params[name])) + 0.5 * spread
+
+    return place
+
+
+def _dots(axes: Any, trials: Sequence[FrozenTrial], low: float, **style: Any) -> None:
+    """Draw trials by number; those below the picture stand at its lower edge as open marks."""
+    inside = [trial for trial in trials if fitness(trial) >= low]
+    below = [trial for trial in trials if fitness(trial) < low]
+    if inside:
+        axes.scatter([t.number for t in inside], [fitness(t) for t in inside], s=24, **style)
+    if below:
+        style = {**style, "marker": "v", "facecolors": "none", "label": None}
+        axes.scatter([t.number for t in below], [low] * len(below), s=24, clip_on=False, **style)
+
+
+def _star(axes: Any, x: float, y: float, label: str) -> None:
+    axes.scatter(x, y, marker="*", s=190, c=GREEN, ec="black", lw=0.8, zorder=5, label=label)
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """Return the range of fitness to draw: all of it, but for values far below the rest."""
+    if not values:
+        return 0.0, 1.0
+    ordered = sorted(values)
+    top, quarter = ordered[-1], ordered[len(ordered) // 4]
+    low = max(ordered[0], quarter - 1.5 * (top - quarter))
+    margin = 0.06 * (top - low) or 0.05 * abs(top) or 0.05
+    return low - margin, top + margin
+
+
+# ---- words and files -------------------------------------------------------------------------
+
+
+def _title(config: StudyConfig, scene: _Scene) -> str:
+    title = f"{config.study.name}: {len(scene.measured)} trials"
+    if scene.start is None or scene.winner is None:
+        return title
+    return f"{title}, start {fitness(scene.start):.4f}, best {fitness(scene.winner):.4f}"
+
+
+def _formula(config: StudyConfig) -> str:
+    terms = [
+        name if weight == 1 else f"{weight:g} {name}" for name, weight in config.fitness.items()
+    ]
+    formula = " + ".join(terms)
+    return f"fitness = {formula}" if formula != "fitness" and len(formula) < 50 else "fitness"
+
+
+def _metrics(trial: FrozenTrial) -> dict[str, Any]:
+    return trial.user_attrs.get("metrics") or {}
+
+
+def _names(mappings: Iterable[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for mapping in mappings for name in mapping))
+
+
+def _save(figure: Any, path: Path) -> None:
+    with _replacing(path) as partial:
+        figure.savefig(partial, format="png")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to; what stands there takes the place of `path` at once and whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,187 @@
+"""The commands: what they print where, and their exit codes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from evolve.__main__ import main
+
+WriteStudy = Callable[..., Path]
+EXPORTING = """
+from toy_objectives import quadratic as evaluate
+
+def export(checkpoint, formats, out):
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / f"{checkpoint.stem}.{'+'.join(formats or ['best'])}"
+    file.write_text(checkpoint.read_text())
+    if formats == ["none"]:
+        raise ValueError("there is no format none;\\n did you mean onnx?")
+    return [file]
+
+def preflight(params, space):
+    if params["x"] > 0.9:
+        raise ValueError(f"x={params['x']} is too much")
+    return {}
+"""
+
+
+def run_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Return exit code, standard output and standard error of a command."""
+    code = main(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_run_status_best_and_export(
+    write_study: WriteStudy, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("shop").mkdir()
+    Path("shop/window.py").write_text(EXPORTING)
+    monkeypatch.syspath_prepend(Path.cwd())
+    write_study("shop.window", settings={"epochs": 4})
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    code, out, err = run_main(capsys, "run", "--generations", "3", "--json")
+    assert code == 0
+    summary = json.loads(out)  # one object and nothing else
+    assert (summary["generations"], summary["study"], summary["verdict"]) == (
+        3,
+        "toy",
+        "not confirmed",
+    )
+    assert "trial 2: fitness" in err
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+    code, out, err = run_main(capsys, "run", "--generations", "4", "--strategy", "random")
+    assert code == 0
+    assert "study toy: 4 of 4 generations" in out
+    assert "start 0.1" in out
+    assert "not confirmed: every value was measured once (confirm is off)" in out
+    assert "python -m detector.train --hyp hyp/best.yaml" in out
+
+    code, out, _ = run_main(capsys, "status")
+    assert code == 0
+    assert "trial 3: fitness" in out
+    code, out, _ = run_main(capsys, "status", "--json")
+    assert json.loads(out)["trials"]["complete"] == 4
+
+    code, out, _ = run_main(capsys, "best")
+    assert yaml.safe_load(out) == yaml.safe_load(Path("hyp/best.yaml").read_text())
+    assert yaml.safe_load(out)["train"] == {"epochs": 4}
+    code, out, _ = run_main(capsys, "best", "--params")
+    assert yaml.safe_load(out).keys() == {"x", "y"}
+
+    code, out, _ = run_main(capsys, "export", "--format", "onnx, engine", "--out", "engines")
+    assert (code, out) == (0, "engines/best.onnx+engine\n")
+    assert Path("engines/best.onnx+engine").read_text() == "weights"
+    code, out, _ = run_main(capsys, "export", "--json")
+    assert json.loads(out) == {"files": ["runs/evolve/toy/export/best.best"]}
+    code, out, err = run_main(capsys, "export", "--format", "none")
+    assert (code, out) == (2, "")
+    assert err == "error: there is no format none; did you mean onnx?\n"
+
+    code, out, err = run_main(capsys, "run", "--study", "next", "--set", "start.x=0.95")
+    assert (code, out, err) == (2, "", "error: x=0.95 is too much\n")
+    assert not Path("runs/evolve/next").exists()  # nothing half-written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--config", "no.yaml"], "no.yaml: no such file"),
+        (["run", "--set", "studdy.name=a"], "studdy is not a section; did you mean study?"),
+        (["run", "--strategy", "guided"], "strategy guided is not known"),
+        (["run", "--set", "objective=no_such_module"], "there is no module no_such_module"),
+        (["run", "--set", "objective=toy_objectives:quadratics"], "did you mean quadratic?"),
+        (["run", "--set", "pruning=halving"], "did you mean successive-halving"),
+        (["run", "--storage", "nosuchdb://x"], "storage nosuchdb://x cannot be opened"),
+        (["run", "--study", "a/b"], "names a folder"),
+        (["status"], "there is no study yet: runs/evolve.db does not exist"),
+        (["best", "--study", "gone"], "there is no study yet"),
+        (["export"], "there is no study yet"),
+    ],
+)
+def test_wrong_input_is_one_line_and_code_2(
+    write_study: WriteStudy,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    write_study("broken", generations=0)
+    code, out, err = run_main(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_a_study_without_a_result_has_no_winner(
+    write_study: WriteStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_study("broken")
+    code, out, err = run_main(capsys, "run")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith("error: 5 trials in a row failed alike")
+    code, _, err = run_main(capsys, "best")
+    assert (code, err) == (2, "error: study toy has no complete trial yet\n")
+    code, _, err = run_main(capsys, "status", "--study", "tox")
+    assert code == 2
+    assert "did you mean toy?" in err
+
+
+def test_zero_generations_measure_the_start_values_alone(
+    write_study: WriteStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_study(confirm={"finalists": 1, "seeds": 1})
+    code, out, _ = run_main(capsys, "run", "--generations", "0", "--json")
+    assert code == 0
+    assert json.loads(out)["start"]["params"] == {"x": 0.1, "y": 0.9}
+    assert json.loads(out)["generations"] == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["runn"], ["run", "--generations", "-1"], ["ui", "-x"]])
+def test_wrong_usage_is_code_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("command", ["", "run", "status", "best", "export", "ui"])
+def test_help_shows_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*command.split(), "--help"])
+    assert stopped.value.code == 0
+    assert "python -m evolve run --generations 30" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_exits_with_130_and_goes_on(
+    write_study: WriteStudy, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_study("stuck", generations=4)
+    command = [sys.executable, "-m", "evolve", "run"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until(Path("runs/evolve/toy/trials/2/waiting").exists)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
+    code, out, _ = run_main(capsys, "run", "--json")
+    assert (code, json.loads(out)["generations"]) == (0, 4)
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)

@@ -1,0 +1,310 @@
+"""Whole studies with toy objectives: counting, failures, deaths, resuming, confirming."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+
+from evolve.config import load_config
+from evolve.display import Display
+from evolve.errors import ConfigError, RunFailed, StudyError
+from evolve.printout import result_text
+from evolve.storage import load_study, owned
+from evolve.study import run_study
+from evolve.summary import Summary
+
+WriteStudy = Callable[..., Path]
+
+
+def run(*overrides: str) -> tuple[Summary, str]:
+    """Run evolve.yaml here and return the summary and what was shown."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    shown = io.StringIO()
+    display = Display(Console(file=shown, width=200))
+    return run_study(load_config("evolve.yaml", overrides), display), shown.getvalue()
+
+
+def trials() -> list[FrozenTrial]:
+    return load_study(load_config("evolve.yaml")).get_trials()
+
+
+def calls(number: int) -> list[str]:
+    """Return the attempts that ran to their end in a trial's folder."""
+    path = Path(f"runs/evolve/toy/trials/{number}/calls.txt")
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def test_a_study_reaches_its_generations_from_the_start_values(write_study: WriteStudy) -> None:
+    write_study()
+    summary, shown = run()
+    found = trials()
+    assert [trial.state for trial in found] == [TrialState.COMPLETE] * 6
+    assert found[0].params == {"x": 0.1, "y": 0.9}
+    assert found[0].user_attrs["kind"] == "start"
+    assert len({trial.user_attrs["seed"] for trial in found}) == 6
+    assert [trial.user_attrs["attempts"] for trial in found] == [1] * 6
+    assert summary.generations == 6
+    assert summary.best is not None and summary.best.value == max(t.value for t in found if t.value)
+    assert "trial 5: fitness" in shown
+    with_weights = [
+        n for n in range(6) if Path(f"runs/evolve/toy/trials/{n}/weights/best.pt").is_file()
+    ]
+    best_three = sorted(range(6), key=lambda n: -(found[n].value or 0))[:3]
+    assert with_weights == sorted(best_three)  # losers' weights do not fill the disk
+    # the same command again has nothing to do; more generations go on
+    assert run()[0].generations == 6
+    assert run("study.generations=8")[0].generations == 8
+    assert [len(calls(number)) for number in range(8)] == [1] * 8
+
+
+def test_two_workers_share_a_study(write_study: WriteStudy) -> None:
+    write_study("slow", workers={"count": 2})
+    run()
+    found = trials()
+    assert [trial.state for trial in found] == [TrialState.COMPLETE] * 6
+    assert {trial.user_attrs["worker"] for trial in found} == {"worker-0", "worker-1"}
+    assert len({tuple(trial.params.items()) for trial in found}) == 6
+
+
+def test_evaluate_gets_start_file_settings_and_params_in_that_order(
+    write_study: WriteStudy, toys: Path
+) -> None:
+    Path("start.yaml").write_text("x: 0.25\nbox: 5\nlr0: 0.1\ntrain: {model: nano, epochs: 9}\n")
+    Path("seen").mkdir()
+    Path("seen/objective.py").write_text(
+        "def evaluate(params, context):\n"
+        "    (context.directory / 'seen.txt').write_text(repr(sorted(params.items())))\n"
+        "    return {'fitness': 1}\n"
+        "def preflight(params, space):\n"
+        "    return {'y': 'it does nothing'}\n"
+        "def train_fields():\n"
+        "    return {'y'}\n"
+    )
+    sys.path.insert(0, os.getcwd())
+    try:
+        write_study(
+            objective="seen.objective",
+            generations=1,
+            start="start.yaml",
+            settings={"epochs": 4, "lr0": 0.2},
+        )
+        _, shown = run()
+    finally:
+        sys.path.pop(0)
+    seen = Path("runs/evolve/toy/trials/0/seen.txt").read_text()
+    expected = {"x": 0.25, "box": 5, "lr0": 0.2, "model": "nano", "epochs": 4, "y": 0.5}
+    assert seen == repr(sorted(expected.items()))
+    assert "start.yaml has no y: it starts at 0.5" in shown
+    assert "not searched: y has no effect here (it does nothing); it stays at 0.5" in shown
+    assert trials()[0].params == {"x": 0.25}
+    best = yaml.safe_load(Path("hyp/best.yaml").read_text())
+    assert best == {
+        "x": 0.25,
+        "box": 5,
+        "lr0": 0.2,
+        "train": {"model": "nano", "epochs": 4, "y": 0.5},
+    }
+    assert Path("runs/evolve/toy/best.yaml").read_text() == Path("hyp/best.yaml").read_text()
+
+
+# ---- failures
+
+
+def test_failures_do_not_count_and_keep_their_reason(write_study: WriteStudy) -> None:
+    write_study("diverging", generations=4)
+    summary, shown = run()
+    found = trials()
+    assert [trial.state.name for trial in found] == ["COMPLETE", "FAIL", *["COMPLETE"] * 3]
+    assert found[1].user_attrs["reason"] == "diverged: the loss is not finite at step 3"
+    assert found[1].value is None
+    assert (summary.generations, summary.states["failed"]) == (4, 1)
+    assert "failed: diverged" in shown
+    assert not Path("runs/evolve/toy/trials/1/weights/best.pt").exists()
+
+
+def test_a_fitness_that_is_no_number_is_a_failure(write_study: WriteStudy) -> None:
+    write_study(
+        "not_a_number", generations=4, space={"x": {"low": 0.0, "high": 1.0}}, start={"x": 0.5}
+    )
+    run()
+    states = {trial.state.name: trial for trial in trials()}
+    assert states["FAIL"].user_attrs["reason"] == "diverged: fitness is nan"
+    assert sum(trial.state == TrialState.COMPLETE for trial in trials()) == 4
+
+
+def test_failed_start_values_are_tried_once_more(write_study: WriteStudy) -> None:
+    write_study("first_fails_once", generations=3)
+    run()
+    found = trials()
+    assert [trial.state.name for trial in found] == ["FAIL", *["COMPLETE"] * 3]
+    assert found[1].params == found[0].params == {"x": 0.1, "y": 0.9}
+    assert found[2].params != found[0].params
+
+
+def test_five_equal_failures_stop_the_study(write_study: WriteStudy) -> None:
+    write_study("broken", generations=30)
+    with pytest.raises(RunFailed, match="5 trials in a row failed alike: FileNotFoundError"):
+        run()
+    assert len(trials()) == 5
+    assert all(trial.state == TrialState.FAIL for trial in trials())
+    assert "Traceback" in Path("runs/evolve/toy/trials/4/trial.log").read_text()
+
+
+def test_an_unknown_metric_stops_before_anything_is_lost(write_study: WriteStudy) -> None:
+    write_study("noisy", fitness={"scor": 1.0})
+    with pytest.raises(ConfigError, match=r"metric scor, .*did you mean score"):
+        run()
+    assert [trial.state for trial in trials()] == [TrialState.RUNNING]
+    write_study("noisy", fitness={"score": 0.9, "luck": 0.1}, generations=2)
+    run()  # nothing was measured yet, so the fitness may still be mended
+    states = [trial.state.name for trial in trials()]
+    assert states == ["FAIL", "COMPLETE", "COMPLETE"]
+    score = trials()[1].user_attrs["metrics"]
+    assert trials()[1].value == pytest.approx(0.9 * score["score"] + 0.1 * score["luck"])
+
+
+def test_a_worker_that_dies_is_replaced_and_its_trial_goes_on(write_study: WriteStudy) -> None:
+    write_study("suicidal", generations=4)
+    _, shown = run()
+    found = trials()
+    assert [t.state.name for t in found] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert found[1].user_attrs["attempts"] == 2
+    assert calls(1) == [f"2 {found[1].user_attrs['seed']}"]  # the seed stays
+    assert found[2].user_attrs["attempts"] == 3
+    assert found[2].user_attrs["reason"].startswith("worker died (SIGKILL")
+    assert "trial 1: worker died" in shown
+
+
+# ---- resuming
+
+
+def test_a_killed_study_goes_on_with_exactly_the_missing_trials(
+    write_study: WriteStudy, toys: Path
+) -> None:
+    write_study("stuck")
+    command = [sys.executable, "-m", "evolve", "run"]
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(Path("runs/evolve/toy/trials/2/waiting").exists)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    before = trials()
+    assert [trial.state.name for trial in before] == ["COMPLETE", "COMPLETE", "RUNNING"]
+    run()
+    found = trials()
+    assert [trial.state for trial in found] == [TrialState.COMPLETE] * 6
+    assert [trial.number for trial in found] == list(range(6))
+    assert found[2].params == before[2].params
+    assert found[2].user_attrs["seed"] == before[2].user_attrs["seed"]
+    assert [trial.user_attrs["attempts"] for trial in found] == [1, 1, 2, 1, 1, 1]
+    assert [len(calls(number)) for number in range(6)] == [1] * 6  # none lost, none doubled
+    uninterrupted = Path("uninterrupted")
+    uninterrupted.mkdir()
+    os.chdir(uninterrupted)
+    write_study("quadratic")
+    run()
+    assert [trial.params for trial in trials()] == [trial.params for trial in found]
+
+
+def test_a_second_owner_is_refused(write_study: WriteStudy) -> None:
+    write_study()
+    with (
+        owned(Path("runs/evolve/toy")),
+        pytest.raises(StudyError, match=f"process {os.getpid()} on"),
+    ):
+        run()
+
+
+def test_other_settings_are_another_study(write_study: WriteStudy) -> None:
+    write_study(generations=1, settings={"epochs": 4})
+    run()
+    with pytest.raises(StudyError, match=r"started with settings.epochs: 4, now 5;.*--study"):
+        run("settings.epochs=5")
+    with pytest.raises(StudyError, match=r"started with space.x.high: 1.0, now 2.0"):
+        run("space.x.high=2.0")
+    assert run("settings.epochs=5", "study.name=other")[0].generations == 1
+
+
+def test_files_of_a_study_that_is_gone_are_moved_aside(write_study: WriteStudy) -> None:
+    write_study(generations=1)
+    run()
+    Path("runs/evolve.db").unlink()
+    _, shown = run()
+    assert "held another study's files" in shown
+    assert len(calls(0)) == 1
+    assert Path("runs/evolve/toy/trials-1/0/calls.txt").is_file()
+
+
+# ---- the end of a study
+
+
+def test_stopping_early_saves_epochs_and_says_so(write_study: WriteStudy) -> None:
+    write_study("curve", generations=20, pruning={"name": "successive-halving"}, strategy="random")
+    summary, shown = run()
+    assert summary.generations == 20
+    assert summary.states["pruned"] >= 8
+    assert summary.saved_epochs > 0.25
+    assert trials()[0].state == TrialState.COMPLETE  # the start values are measured whole
+    assert "stopped early at" in shown
+    text = result_text(summary, {"x": 0.1, "y": 0.9}, [("trials", "http://x")])
+    assert f"early saved {100 * summary.saved_epochs:.0f} % of the epochs" in text
+
+
+def test_finalists_and_start_values_are_trained_again_with_equal_new_seeds(
+    write_study: WriteStudy,
+) -> None:
+    write_study(
+        "noisy",
+        generations=8,
+        fitness={"score": 1.0, "luck": 0.001},
+        confirm={"finalists": 1, "seeds": 2},
+    )
+    summary, shown = run()
+    repeats = [trial for trial in trials() if trial.user_attrs["kind"] == "confirm"]
+    assert summary.best is not None
+    assert [trial.user_attrs["of"] for trial in repeats] == [0, summary.best.number] * 2
+    seeds = [trial.user_attrs["seed"] for trial in repeats]
+    assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
+    assert not set(seeds) & {trial.user_attrs["seed"] for trial in trials()[:8]}
+    assert repeats[0].params == trials()[0].params
+    assert repeats[1].params == summary.best.params
+    assert (summary.generations, summary.states["confirm"]) == (8, 4)
+    # luck depends on the seed alone, so pairs of equal seeds show the bare gain
+    assert summary.verdict.word == "better"
+    gain = summary.verdict.gain
+    assert gain is not None and gain.mean == pytest.approx(
+        trials()[summary.best.number].user_attrs["metrics"]["score"]
+        - trials()[0].user_attrs["metrics"]["score"]
+    )
+    text = result_text(summary, {"x": 0.1, "y": 0.9}, [])
+    assert "start values:      fitness" in text
+    assert "<- recommended" in text
+    header = Path("hyp/best.yaml").read_text().splitlines()[1]
+    assert header == f"# {summary.verdict.text}"
+    # the winner's weights are a repeat's, and the other repeats leave none
+    assert summary.checkpoint is not None
+    kept = {path.parts[4] for path in Path("runs/evolve/toy/trials").glob("*/weights/*.pt")}
+    assert summary.checkpoint.parts[4] in kept
+    assert int(summary.checkpoint.parts[4]) in {repeats[1].number, repeats[3].number}
+    assert len([name for name in kept if int(name) >= 8]) == 1
+    # more generations: repeats are no generations, and those that stand are not done again
+    again, _ = run("study.generations=9")
+    assert again.generations == 9
+    assert "again, seed" in shown
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)

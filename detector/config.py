@@ -69,7 +69,7 @@ class Hyp:
     obj: float = gene(1.0, 0.0, 1000.0, "gain of the objectness loss")
     cls: float = gene(1.0, 0.0, 1000.0, "gain of the class loss")
     l1: float = gene(1.0, 0.0, 1000.0, "gain of the L1 loss in the last no_aug_epochs", WITH_TAIL)
-    no_aug_epochs: int = gene(2, 0, 1000, "last epochs without mosaic, mixup and affine, with L1")
+    no_aug_epochs: int = gene(4, 0, 1000, "last epochs without mosaic, mixup and affine, with L1")
     # ---- assignment (SimOTA)
     center_radius: float = gene(1.5, 0.1, 10.0, "candidate points around an object's centre, cells")
     topk: int = gene(10, 1, 100, "largest IoUs whose sum is an object's number of positives")

@@ -131,18 +131,21 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float, tau: float) -> None:
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay, self.tau, self.updates = decay, tau, 0
+        # The lists are made once: walking through a model's state costs as much as averaging it.
+        pairs = list(zip(_state(self.module), _state(model), strict=True))
+        self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move the average towards the weights of `model`."""
+    def update(self) -> None:
+        """Move the average towards the present weights of the model."""
         self.updates += 1
         weight = 1 - self.decay * (1 - math.exp(-self.updates / self.tau))
-        averages, values = [], []
-        current = model.state_dict()
-        for name, average in self.module.state_dict().items():
-            if average.dtype.is_floating_point:
-                averages.append(average)
-                values.append(current[name].detach())
-            else:
-                average.copy_(current[name])
+        averages, values = zip(*self._floats, strict=True)
         torch._foreach_lerp_(averages, values, weight)
+        for average, value in self._counters:
+            average.copy_(value)
+
+
+def _state(model: nn.Module) -> list[torch.Tensor]:
+    return [value.detach() for value in model.state_dict().values()]

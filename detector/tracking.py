@@ -138,8 +138,8 @@ class MlflowTracker:
             level = logging.DEBUG if self._warned else logging.WARNING
             self._warned = True
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            store = re.sub(r"(://[^/:@]+):[^@]*@", r"\1:***@", self._uri)
-            log.log(level, "MLflow at %s: %s; the training goes on", store, reason)
+            line = f"MLflow at {self._uri}: {reason[:300]}; the training goes on"
+            log.log(level, "%s", re.sub(r"(://[^/:@\s]+):[^@\s]*@", r"\1:***@", line))
             return False
         self._faults = 0
         return True

@@ -150,7 +150,7 @@ def train(
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
-            average.update(network)
+            average.update()
             add_to(totals, {name: value / positives for name, value in sums.items()})
             step += 1
             if step % CHECK_EVERY == 0:

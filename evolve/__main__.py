@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -32,7 +33,9 @@ def main(argv: list[str] | None = None) -> int:
 
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
-        return command(arguments)
+        code = command(arguments)
+        sys.stdout.flush()
+        return code
     except RunFailed as error:
         return _fail(error, 1)
     except ValueError as error:  # UserError, and what an objective says of its settings
@@ -40,6 +43,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where it stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # nobody is helped by a traceback that was not asked for
+        if arguments.verbose:
+            raise
+        return _fail(f"{type(error).__name__}: {error} (--verbose shows where)", 1)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -48,15 +58,13 @@ def run(arguments: argparse.Namespace) -> int:
     from evolve.printout import result_text
     from evolve.problem import start_values
     from evolve.study import run_study
-    from evolve.tracking import open_tracker
 
     config = _config(arguments)
     _quiet_optuna()
     with _interruptible(), Display() as display:
         summary = run_study(config, display)
     start = start_values(config, lambda _: None)
-    links = open_tracker(config, config.directory).links()
-    _print(arguments, summary.to_dict(), result_text(summary, start, links))
+    _print(arguments, summary.to_dict(), result_text(config, summary, start))
     return 0
 
 
@@ -77,15 +85,14 @@ def status(arguments: argparse.Namespace) -> int:
 def best(arguments: argparse.Namespace) -> int:
     """Print the winner as best.yaml, or its searched values alone."""
     from evolve.storage import load_study
-    from evolve.summary import best_yaml, summarise
+    from evolve.summary import best_yaml, recommended_params, summarise
     from evolve.yamlfile import write_yaml
 
     config = _config(arguments)
     _quiet_optuna()
     summary = summarise(config, load_study(config))
-    text = best_yaml(config, summary, None, None)
-    if arguments.params:
-        text = write_yaml(summary.recommended or {})
+    params = recommended_params(summary)
+    text = write_yaml(params) if arguments.params else best_yaml(config, summary)
     _print(arguments, summary.to_dict(), text.rstrip())
     return 0
 
@@ -154,6 +161,7 @@ def _command(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a dotted key"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--verbose", action="store_true", help="show where an error came from")
     return parser
 
 
@@ -205,7 +213,7 @@ def _print(arguments: argparse.Namespace, data: dict[str, Any], text: str) -> No
     print(json.dumps(data) if arguments.json else text)
 
 
-def _fail(error: Exception, code: int) -> int:
+def _fail(error: object, code: int) -> int:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 

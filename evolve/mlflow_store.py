@@ -266,9 +266,11 @@ def artifact_folder(uri: str) -> Path | None:
     return (path.parent if path else Path("runs").resolve()) / "mlartifacts"
 
 
-def shown_uri(uri: str) -> str:
-    """Return the address without its password."""
-    return re.sub(r"(://[^/:@]+):[^@]*@", r"\1:***@", uri)
+def fault_line(uri: str, error: Exception) -> str:
+    """Return one line on what is wrong with the store at `uri`, without passwords."""
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    line = f"MLflow at {uri}: {reason[:300]}"
+    return re.sub(r"(://[^/:@\s]+):[^@\s]*@", r"\1:***@", line)
 
 
 def _quoted_list(ids: list[str]) -> str:

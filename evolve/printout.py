@@ -1,19 +1,22 @@
 """A study's summary as text for a terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from optuna import Study
 
+from evolve.config import StudyConfig
 from evolve.display import ending, label
+from evolve.objective import load_objective
 from evolve.record import fitness
 from evolve.space import Params
-from evolve.summary import Summary, measured_text
+from evolve.summary import HYP_BEST, Summary, measured_text
 
 SHOWN_FAILURES = 3
 
 
-def result_text(summary: Summary, start: Params, links: Sequence[tuple[str, str]]) -> str:
+def result_text(config: StudyConfig, summary: Summary, start: Params) -> str:
     """Return the end of `evolve run`: counts, values beside start values, verdict, what next."""
     lines = [status_line(summary)]
     for reason, count in sorted(summary.failures.items(), key=lambda item: -item[1])[
@@ -33,8 +36,8 @@ def result_text(summary: Summary, start: Params, links: Sequence[tuple[str, str]
     lines += [f"written: {path}" for path in summary.files]
     if summary.checkpoint is not None:
         lines.append(f"weights: {summary.checkpoint}")
-    lines += [f"{name}: {address}" for name, address in links]
-    return "\n".join([*lines, "", *_next_commands(summary)])
+    lines += [f"{name}: {address}" for name, address in summary.links]
+    return "\n".join([*lines, "", *_next_commands(config, summary)])
 
 
 def status_text(summary: Summary, study: Study, last: int = 10) -> str:
@@ -82,12 +85,20 @@ def _measurements(summary: Summary) -> list[str]:
     return lines
 
 
-def _next_commands(summary: Summary) -> list[str]:
-    commands = ["python -m detector.train --hyp hyp/best.yaml   # train with these values"]
-    if summary.checkpoint is not None:
-        commands.append("python -m evolve export --format onnx          # the winner as an engine")
-    commands.append("python -m evolve ui                            # all trials in the browser")
-    return ["next:", *(f"  {command}" for command in commands)]
+def _next_commands(config: StudyConfig, summary: Summary) -> list[str]:
+    """Return what can be done with the result; a trainer is found beside its objective."""
+    objective = load_objective(config.objective)
+    trainer = f"{objective.name.rpartition('.')[0]}.train"
+    commands = {}
+    if objective.module is not None and "." in objective.name and find_spec(trainer):
+        commands[f"python -m {trainer} --hyp {HYP_BEST}"] = "train with these values"
+    if summary.checkpoint is not None and objective.optional("export"):
+        commands["python -m evolve export --format onnx"] = "the winner as an engine"
+    commands["python -m evolve best"] = "the values as yaml"
+    if config.tracking.uri is not None:
+        commands["python -m evolve ui"] = "all trials in the browser"
+    width = max(len(command) for command in commands)
+    return ["next:", *(f"  {command:<{width}}  # {text}" for command, text in commands.items())]
 
 
 def _short(value: Any) -> str:

@@ -28,7 +28,7 @@ class Problem:
 
 
 def build_problem(
-    config: StudyConfig, objective: Objective | None, notice: Callable[[str], None]
+    config: StudyConfig, objective: Objective, notice: Callable[[str], None]
 ) -> Problem:
     """Find the start values, ask the objective for dead genes, and lock those.
 
@@ -39,7 +39,7 @@ def build_problem(
     for name, reason in dead.items():
         notice(f"not searched: {name} has no effect here ({reason}); it stays at {start[name]}")
     space = config.space.lock(dead)
-    constants = {**config.start.train, **config.start.values, **config.settings, **start}
+    constants = _constants(config, start)
     searched = space.searched()
     if not searched.genes:
         raise ConfigError(f"{config.source}: space: nothing is left to search")
@@ -53,7 +53,7 @@ def build_problem(
 
 def start_values(config: StudyConfig, notice: Callable[[str], None]) -> Params:
     """Return an allowed start value for every gene, the nearest one to what the files say."""
-    given = {**config.start.train, **config.start.values, **config.settings}
+    given = _constants(config, {})
     start: Params = {}
     for gene in config.space.genes:
         if gene.name not in given:
@@ -72,28 +72,37 @@ def start_values(config: StudyConfig, notice: Callable[[str], None]) -> Params:
 
 
 def best_values(
-    config: StudyConfig, objective: Objective | None, problem: Problem, params: Mapping[str, Any]
+    config: StudyConfig, objective: Objective, params: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return every value of a configuration as best.yaml holds it: hyperparameters, and `train:`.
 
-    A name belongs to `train` if the settings, the start file's `train` or the objective say so.
+    The objective knows which names belong to `train`; if it does not say, those of the settings and
+    of the start file's `train` do.
     """
-    train_fields = objective.optional("train_fields") if objective else None
-    train_names = {*config.start.train, *config.settings, *(train_fields() if train_fields else ())}
-    values = problem.params(params)
-    top = [name for name in values if name in config.start.values or name not in train_names]
+    train_fields = objective.optional("train_fields")
+    if train_fields is not None:
+        train_names = set(train_fields())
+    else:
+        train_names = {*config.start.train, *config.settings} - {*config.start.values}
+    # a gene that the preflight locked stands at its start value
+    values = {**_constants(config, start_values(config, lambda _: None)), **params}
+    top = [name for name in values if name not in train_names]
     ordered = [*(name for name in config.start.values if name in top), *top]
     best = {name: values[name] for name in ordered}
     train = {name: value for name, value in values.items() if name not in best}
     return {**best, "train": train} if train else best
 
 
-def _preflight(config: StudyConfig, objective: Objective | None, start: Params) -> dict[str, str]:
+def _constants(config: StudyConfig, start: Params) -> Params:
+    """Return all values beside a trial's own: settings win over the start file."""
+    return {**config.start.train, **config.start.values, **config.settings, **start}
+
+
+def _preflight(config: StudyConfig, objective: Objective, start: Params) -> dict[str, str]:
     """Return the dead genes that are searched, with reasons."""
-    preflight = objective.optional("preflight") if objective else None
+    preflight = objective.optional("preflight")
     if preflight is None:
         return {}
-    params = {**config.start.train, **config.start.values, **config.settings, **start}
-    found = preflight(params, config.space.searched().to_dict())
+    found = preflight(_constants(config, start), config.space.searched().to_dict())
     names = config.space.searched().names
     return {name: str(reason) for name, reason in dict(found).items() if name in names}

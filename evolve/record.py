@@ -29,8 +29,11 @@ def kind_of(trial: FrozenTrial) -> str:
 
 
 def search_trials(study: Study) -> list[FrozenTrial]:
-    """Return all trials but those that only measure known values again."""
-    return [trial for trial in study.get_trials(deepcopy=False) if kind_of(trial) != CONFIRM]
+    """Return all trials but those that only measure known values again.
+
+    Under Hyperband too, which shows a sampler a study whose `get_trials` holds one bracket only.
+    """
+    return [trial for trial in study._get_trials(deepcopy=False) if kind_of(trial) != CONFIRM]
 
 
 def generations(trials: Iterable[FrozenTrial]) -> int:

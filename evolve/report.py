@@ -24,7 +24,7 @@ DPI = 120
 
 
 def write_trials_csv(study: Study, config: StudyConfig, path: Path) -> None:
-    """Write one row a trial: state, fitness, values in full precision, metrics, seed, cost, reason."""
+    """Write one row a trial: state, fitness, values in full precision, metrics, seed, reason."""
     trials = study.get_trials(deepcopy=False)
     params = list(dict.fromkeys([*config.space.names, *_names(trial.params for trial in trials)]))
     taken = {*LEADING, *TRAILING, *params}
@@ -53,11 +53,14 @@ def write_convergence_plot(study: Study, config: StudyConfig, path: Path) -> Non
         widths = [max(3.0, 8.0 - 0.6 * len(repeats)), 0.6 * len(repeats) + 0.8]
         main, side = figure.subplots(1, 2, sharey=True, width_ratios=widths)
         _draw_repeats(side, repeats)
+        if scene.start is not None:
+            side.axhline(fitness(scene.start), color=GREY, ls="--", lw=1.2)
     else:
         main = figure.subplots()
-    _draw_progress(main, scene)
     values = [value for repeat in repeats for value in repeat.values]
-    main.set_ylim(*_limits([*map(fitness, scene.measured), *values]))
+    limits = _limits([*map(fitness, scene.measured), *values])
+    _draw_progress(main, scene, limits[0])
+    main.set_ylim(*limits)
     main.set_title(_title(config, scene), loc="left")
     main.set_xlabel("trial")
     main.set_ylabel(_formula(config))
@@ -67,7 +70,7 @@ def write_convergence_plot(study: Study, config: StudyConfig, path: Path) -> Non
 
 
 def write_parameter_plot(study: Study, config: StudyConfig, path: Path) -> None:
-    """Draw fitness against each hyperparameter; later trials are brighter, winner and start marked."""
+    """Draw fitness against each hyperparameter: later trials brighter, winner and start marked."""
     from matplotlib.figure import Figure
 
     scene = _scene(study)
@@ -87,7 +90,7 @@ def write_parameter_plot(study: Study, config: StudyConfig, path: Path) -> None:
     grid[0].set_ylim(*_limits([fitness(trial) for trial in scene.measured]))
     figure.suptitle(_title(config, scene), x=0.01, ha="left")
     if dots is not None:
-        figure.colorbar(dots, ax=grid.tolist(), label="trial", shrink=0.8)
+        figure.colorbar(dots, ax=grid.tolist(), label="trial", shrink=0.8, aspect=40)
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     _save(figure, path)
@@ -98,16 +101,13 @@ def write_parameter_plot(study: Study, config: StudyConfig, path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Scene:
-    """The trials of a study; `measured` are those of the search that have a fitness."""
+    """The trials of a study; those of the `search`, and of these the `measured` with a fitness."""
 
     trials: list[FrozenTrial]
+    search: list[FrozenTrial]
     measured: list[FrozenTrial]
     start: FrozenTrial | None
     winner: FrozenTrial | None
-
-    def of(self, state: TrialState) -> list[FrozenTrial]:
-        """Return the trials of the search in a state."""
-        return [t for t in self.trials if t.state == state and kind_of(t) != CONFIRM]
 
 
 @dataclass(frozen=True)
@@ -128,16 +128,12 @@ class _Repeat:
 
 def _scene(study: Study) -> _Scene:
     trials = study.get_trials(deepcopy=False)
-    states = (TrialState.COMPLETE, TrialState.PRUNED)
-    measured = [
-        trial
-        for trial in trials
-        if trial.state in states and kind_of(trial) != CONFIRM and trial.value is not None
-    ]
+    search = [t for t in trials if kind_of(t) != CONFIRM and t.state.is_finished()]
+    measured = [t for t in search if t.state != TrialState.FAIL and t.value is not None]
     starts = [t for t in measured if kind_of(t) == START and t.state == TrialState.COMPLETE]
     first = [t for t in measured if t.number == 0]
     start = next(iter(starts or first), None)
-    return _Scene(trials, measured, start, next(iter(ranking(trials)), None))
+    return _Scene(trials, search, measured, start, next(iter(ranking(trials)), None))
 
 
 def _repeats(scene: _Scene) -> list[_Repeat]:
@@ -150,12 +146,12 @@ def _repeats(scene: _Scene) -> list[_Repeat]:
     return [_Repeat("start" if of == start else f"trial {of}", values[of]) for of in order]
 
 
-def _draw_progress(axes: Any, scene: _Scene) -> None:
-    complete, pruned = scene.of(TrialState.COMPLETE), scene.of(TrialState.PRUNED)
-    low, _ = _limits([fitness(trial) for trial in scene.measured])
+def _draw_progress(axes: Any, scene: _Scene, low: float) -> None:
+    complete = [trial for trial in scene.measured if trial.state == TrialState.COMPLETE]
+    pruned = [trial for trial in scene.measured if trial.state == TrialState.PRUNED]
     _dots(axes, complete, low, color=BLUE, marker="o", label="complete", zorder=3)
     _dots(axes, pruned, low, color=ORANGE, marker="^", label="stopped early", zorder=3)
-    failed = [trial.number for trial in scene.of(TrialState.FAIL)]
+    failed = [trial.number for trial in scene.search if trial.state == TrialState.FAIL]
     if failed:
         edge = axes.get_xaxis_transform()  # y in shares of the axes' height
         heights = [0.02] * len(failed)
@@ -164,7 +160,7 @@ def _draw_progress(axes: Any, scene: _Scene) -> None:
         steps = [
             (t.number, max(fitness(o) for o in complete if o.number <= t.number)) for t in complete
         ]
-        steps.append((max(trial.number for trial in scene.trials), steps[-1][1]))
+        steps.append((max(trial.number for trial in scene.search), steps[-1][1]))
         numbers, best = zip(*steps, strict=True)
         axes.step(numbers, best, where="post", color="black", lw=1.5, label="best so far")
     if scene.start is not None and scene.start.value is not None:
@@ -198,34 +194,52 @@ def _draw_repeats(axes: Any, repeats: Sequence[_Repeat]) -> None:
 def _draw_parameter(axes: Any, name: str, scene: _Scene) -> Any:
     """Draw one hyperparameter and return the dots, for a colour scale."""
     trials = [trial for trial in scene.measured if name in trial.params]
-    place = _placing(name, trials)
     low, _ = _limits([fitness(trial) for trial in scene.measured])
-    heights = [max(fitness(trial), low) for trial in trials]
-    numbers = [trial.number for trial in trials]
-    dots = axes.scatter(
-        [place(t) for t in trials], heights, c=numbers, cmap="viridis", s=16, alpha=0.85
-    )
-    dots.set_clim(0, max(1, *(trial.number for trial in scene.measured)))
-    if scene.start is not None and name in scene.start.params:
-        height = max(fitness(scene.start), low)
-        x = place(scene.start)
-        axes.scatter(x, height, marker="D", s=45, fc="none", ec=VERMILION, lw=1.8, label="start")
+    place = _placing(name, trials)
+
+    def scatter(chosen: Sequence[FrozenTrial], **style: Any) -> Any:
+        return axes.scatter(
+            [place(t) for t in chosen], [max(fitness(t), low) for t in chosen], **style
+        )
+
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
+    if pruned:
+        scatter(pruned, marker="^", s=12, c="#BBBBBB", label="stopped early")
+    numbers = [trial.number for trial in complete]
+    dots = scatter(complete, c=numbers, cmap="viridis", s=16, alpha=0.85)
+    dots.set_clim(0, max(1, *(trial.number for trial in scene.search)))
     title = name
+    if scene.start is not None and name in scene.start.params:
+        scatter([scene.start], marker="D", s=45, fc="none", ec=VERMILION, lw=1.8, label="start")
     if scene.winner is not None and name in scene.winner.params:
         _star(axes, place(scene.winner), fitness(scene.winner), "best")
         value = scene.winner.params[name]
         title += f" = {value:.3g}" if isinstance(value, float) else f" = {value}"
-    distribution = trials[0].distributions[name]
-    if getattr(distribution, "log", False):
-        axes.set_xscale("log")
-    choices = getattr(distribution, "choices", None)
-    if choices:
-        axes.set_xticks(range(len(choices)), [str(choice) for choice in choices])
-        axes.set_xlim(-0.5, len(choices) - 0.5)
     axes.set_title(title, fontsize="medium")
     axes.tick_params(labelsize="small")
     axes.grid(alpha=0.25)
+    _set_scale(axes, name, trials)
     return dots
+
+
+def _set_scale(axes: Any, name: str, trials: Sequence[FrozenTrial]) -> None:
+    """Give an axis names of choices, or few and plain numbers on a log scale."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    distribution = trials[0].distributions[name]
+    choices = getattr(distribution, "choices", None)
+    if choices is not None:
+        axes.set_xticks(range(len(choices)), [str(choice) for choice in choices])
+        axes.set_xlim(-0.5, len(choices) - 0.5)
+    elif getattr(distribution, "log", False):
+        values = [float(trial.params[name]) for trial in trials]
+        decades = math.log10(max(values) / min(values))
+        steps = (1.0,) if decades > 2 else (1.0, 3.0) if decades > 1 else (1.0, 2.0, 5.0)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=6))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _placing(name: str, trials: Sequence[FrozenTrial]) -> Callable[[FrozenTrial], float]:
@@ -271,7 +285,7 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _title(config: StudyConfig, scene: _Scene) -> str:
-    title = f"{config.study.name}: {len(scene.measured)} trials"
+    title = f"{config.study.name}: {len(scene.search)} trials"
     if scene.start is None or scene.winner is None:
         return title
     return f"{title}, start {fitness(scene.start):.4f}, best {fitness(scene.winner):.4f}"

@@ -108,6 +108,8 @@ class Gene:
         if self.step is not None:  # 12 digits: 0.1 + 2 * 0.1 is meant to be 0.3
             steps = round((value - self.low) / self.step)
             value = float(f"{self.low + steps * self.step:.12g}")
+        else:  # a gene that was not moved comes back from a logarithm as it was
+            value = float(f"{value:.9g}")
         value = min(max(value, self.low), self.high)
         return round(value) if self.integer else value
 

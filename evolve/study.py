@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from optuna import Study, Trial
 from optuna.trial import TrialState
 
+from evolve import report
 from evolve.config import StudyConfig
 from evolve.confirm import missing_repeat
 from evolve.display import Display
@@ -26,7 +28,7 @@ from evolve.record import (
 from evolve.runner import Runner
 from evolve.samplers import build_sampler
 from evolve.storage import claim_folder, open_study, owned
-from evolve.summary import Summary, summarise, write_best
+from evolve.summary import TOTAL, Summary, summarise, write_best
 from evolve.tracking import Tracker, open_tracker
 from evolve.workers import WorkerPool
 
@@ -54,6 +56,7 @@ def run_study(config: StudyConfig, display: Display) -> Summary:
         study = open_study(config)
         claim_folder(study, config.directory, display.notice)
         study.sampler, study.pruner = sampler, pruner
+        study.set_user_attr(TOTAL, config.study.generations)
         tracker = open_tracker(config, config.directory)
         tracker.start(study)
         summary: Summary | None = None
@@ -68,10 +71,10 @@ def run_study(config: StudyConfig, display: Display) -> Summary:
                     display.notice("the finalists and the start values again, with other seeds:")
                 runner.drive(lambda: next_repeat(runner))
             summary = summarise(config, study)
-            write_best(config, study, objective, problem, summary)
+            write_best(config, study, summary)
         finally:
             _record(config, study, tracker, summary)
-    return summary
+    return replace(summary, links=tracker.links())
 
 
 def generation_source(runner: Runner) -> Callable[[], Trial | None]:
@@ -126,12 +129,13 @@ def _failed_starts(study: Study) -> list[str]:
 
 
 def _record(config: StudyConfig, study: Study, tracker: Tracker, summary: Summary | None) -> None:
-    """Write the tables and close the tracker; their faults cost no study."""
+    """Write the table, at the end the plots too, and close the tracker; no fault costs a study."""
+    folder = config.directory
     try:
-        from evolve import report
-
-        report.write_trials_csv(study, config, config.directory / "trials.csv")
-        report.write_convergence_plot(study, config, config.directory / "convergence.png")
+        report.write_trials_csv(study, config, folder / "trials.csv")
+        if summary is not None:
+            report.write_convergence_plot(study, config, folder / "convergence.png")
+            report.write_parameter_plot(study, config, folder / "parameters.png")
     except (OSError, ImportError, ValueError) as error:
         log.warning("the study's table or plot could not be written: %s", error)
     tracker.finish(study, summary.to_dict() if summary else None)

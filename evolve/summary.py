@@ -12,16 +12,17 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evolve.config import StudyConfig
 from evolve.confirm import Measured, Verdict, judge
-from evolve.errors import StudyError
+from evolve.errors import RunFailed, StudyError
 from evolve.fidelity import saved_share
-from evolve.objective import Objective, load_objective
-from evolve.problem import Problem, best_values, start_values
+from evolve.objective import load_objective
+from evolve.problem import best_values
 from evolve.record import CONFIRM, START, fitness, generations, kind_of, ranking, reason_of
 from evolve.runner import drop_weights
 from evolve.space import Params
 from evolve.yamlfile import write_yaml
 
 HYP_BEST = Path("hyp/best.yaml")
+TOTAL = "generations"  # user attribute of the study: what its last run was to reach
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Summary:
     recommended_trial: int | None
     checkpoint: Path | None
     files: list[Path] = field(default_factory=list)
+    links: list[tuple[str, str]] = field(default_factory=list)  # pages of the tracker
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary in JSON types."""
@@ -70,6 +72,7 @@ class Summary:
             "confirmed": [_measured_dict(m) for m in measured],
             "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
             "files": [str(path) for path in self.files],
+            "links": dict(self.links),
         }
 
 
@@ -87,7 +90,7 @@ def summarise(config: StudyConfig, study: Study) -> Summary:
     return Summary(
         study=config.study.name,
         generations=generations(trials),
-        total=config.study.generations,
+        total=study.user_attrs.get(TOTAL, config.study.generations),
         states=_states(trials),
         failures=dict(Counter(reason_of(t) for t in trials if t.state == TrialState.FAIL)),
         saved_epochs=saved_share(trials),
@@ -101,32 +104,24 @@ def summarise(config: StudyConfig, study: Study) -> Summary:
     )
 
 
-def best_yaml(
-    config: StudyConfig, summary: Summary, objective: Objective | None, problem: Problem | None
-) -> str:
-    """Return best.yaml: a comment with the verdict, all hyperparameters, the settings.
-
-    Raises: StudyError if no trial is complete.
-    """
-    if summary.recommended is None:
-        raise StudyError(f"study {summary.study} has no complete trial yet")
-    if problem is None:  # the preflight only locks genes at their start values
-        start = start_values(config, lambda _: None)
-        constants = {**config.start.train, **config.start.values, **config.settings, **start}
-        problem = Problem(config.space, start, constants, {})
-    if objective is None and not _all_known(config):
-        objective = load_objective(config.objective)
-    values = best_values(config, objective, problem, summary.recommended)
+def best_yaml(config: StudyConfig, summary: Summary) -> str:
+    """Return best.yaml: a comment with the verdict, all hyperparameters, the settings."""
+    values = best_values(config, load_objective(config.objective), recommended_params(summary))
     return "".join(f"# {line}\n" for line in _header(summary)) + write_yaml(values)
 
 
-def write_best(
-    config: StudyConfig, study: Study, objective: Objective, problem: Problem, summary: Summary
-) -> None:
+def recommended_params(summary: Summary) -> Params:
+    """Return the recommended values. Raises: StudyError if no trial is complete."""
+    if summary.recommended is None:
+        raise StudyError(f"study {summary.study} has no complete trial yet")
+    return summary.recommended
+
+
+def write_best(config: StudyConfig, study: Study, summary: Summary) -> None:
     """Write best.yaml into the study's folder and hyp/, and drop weights that nobody needs."""
     if summary.recommended is None:
         return
-    text = best_yaml(config, summary, objective, problem)
+    text = best_yaml(config, summary)
     for path in (config.directory / "best.yaml", HYP_BEST):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -172,12 +167,6 @@ def _checkpoint(config: StudyConfig, trials: list[FrozenTrial], number: int | No
     return None
 
 
-def _all_known(config: StudyConfig) -> bool:
-    """Return whether the files alone say which genes are hyperparameters and which are settings."""
-    known = {*config.start.values, *config.start.train, *config.settings}
-    return all(name in known for name in config.space.names)
-
-
 def _states(trials: list[FrozenTrial]) -> dict[str, int]:
     search = Counter(t.state.name.lower() for t in trials if kind_of(t) != CONFIRM)
     confirm = sum(kind_of(t) == CONFIRM for t in trials)
@@ -220,15 +209,22 @@ def export_winner(
 ) -> list[Path]:
     """Turn the winner's weights into files by the objective's own export.
 
-    Raises: StudyError if there are no weights or the objective exports nothing.
+    Raises: StudyError if there are no weights or the objective exports nothing, RunFailed if its
+    export breaks down.
     """
     summary = summarise(config, study)
-    if summary.recommended is None:
-        raise StudyError(f"study {summary.study} has no complete trial yet")
+    recommended_params(summary)
     if summary.checkpoint is None:
         raise StudyError(f"trial {summary.recommended_trial} of {summary.study} left no weights")
     function = load_objective(config.objective).optional("export")
     if function is None:
         raise StudyError(f"objective {config.objective} has no function export")
-    files = function(summary.checkpoint, formats, out or config.directory / "export")
+    try:
+        files = function(summary.checkpoint, formats, out or config.directory / "export")
+    except ValueError:
+        raise  # its message is for the person who typed the command
+    except Exception as error:  # of any exporter
+        if getattr(error, "exit_code", None) == 2:
+            raise StudyError(str(error)) from error
+        raise RunFailed(f"export failed: {type(error).__name__}: {error}") from error
     return [Path(path) for path in files]

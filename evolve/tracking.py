@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evolve import tracked
 from evolve.config import StudyConfig
-from evolve.mlflow_store import Store, is_server, limits, shown_uri, store_uri
+from evolve.mlflow_store import Store, fault_line, is_server, limits, store_uri
 from evolve.record import CONFIRM, fitness, kind_of, ranking
 from evolve.tracked import Points
 from evolve.ui import HOST, UI_PORT
@@ -214,8 +214,7 @@ class MlflowTracker:
             self._faults, self._behind = self._faults + 1, True
             level = logging.DEBUG if self._warned else logging.WARNING
             self._warned = True
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            log.log(level, "MLflow at %s: %s; the study goes on", shown_uri(self._uri), reason)
+            log.log(level, "%s; the study goes on", fault_line(self._uri, error))
             return False
         self._faults = 0
         return True
@@ -331,7 +330,8 @@ class MlflowTracker:
         news = {name: value for name, value in params.items() if name not in run.params}
         store.log(run.id, points, news, tags)  # a parameter cannot be written twice
         run.params |= set(news)
-        run.written = (run.written or set()) | set(points)
+        if run.written is not None:
+            run.written |= set(points)
 
     def _log_progress(self, store: Store, trial: FrozenTrial, moment: int) -> None:
         """Extend the parent's two curves by trial number: fitness and best fitness."""

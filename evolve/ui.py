@@ -16,7 +16,7 @@ from types import FrameType
 from typing import IO, Any
 
 from evolve.errors import RunFailed, UserError
-from evolve.mlflow_store import Store, artifact_folder, is_server, limits, shown_uri, store_uri
+from evolve.mlflow_store import Store, artifact_folder, fault_line, is_server, limits, store_uri
 
 HOST = "127.0.0.1"
 UI_PORT = 5000
@@ -39,8 +39,7 @@ def serve(uri: str | None, port: int, experiment: str) -> int:
         with limits():
             store = Store(address, experiment)
     except Exception as error:  # of MLflow, the database, the network: it is not usable
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise RunFailed(f"MLflow at {shown_uri(address)}: {reason}") from error
+        raise RunFailed(fault_line(address, error)) from error
     if is_server(address):
         _print_links(store, address.rstrip("/"))
         return 0

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from evolve.errors import ConfigError, RunFailed
@@ -28,7 +29,7 @@ from evolve.objective import Context, Metrics, Objective, as_metrics, load_objec
 
 PR_SET_PDEATHSIG = 1  # Source: Linux <sys/prctl.h>
 STARTS = 3  # tries to start one worker before the study gives up
-GOODBYE = 5.0  # seconds a worker has to end after SIGTERM
+GOODBYE = 5.0  # seconds a worker has to clean up after SIGTERM
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,14 @@ class _Worker:
             self.process.start()
         theirs.close()
 
-    def kill(self) -> None:
-        self.process.terminate()
+    def end(self) -> None:
+        """Wait for the process, which was told to end, and kill it if it does not."""
+        self.connection.close()
         self.process.join(GOODBYE)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-        self.connection.close()
+        self.process.close()
 
 
 class WorkerPool:
@@ -114,10 +116,13 @@ class WorkerPool:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        for worker in self._workers:  # all at once; end() below waits for each
+            if worker.job is None:
+                worker.connection.close()  # it returns by itself
+            else:
+                worker.process.terminate()
         for worker in self._workers:
-            worker.process.terminate()  # all at once; kill() below waits for each
-        for worker in self._workers:
-            worker.kill()
+            worker.end()
         self._workers.clear()
 
     @property
@@ -177,7 +182,7 @@ class WorkerPool:
     def _bury(self, worker: _Worker) -> Death | None:
         reason = f"worker died ({_end_of(worker.process.exitcode)})"
         job = worker.job
-        worker.kill()
+        worker.end()
         self._idle_deaths += job is None
         if self._idle_deaths >= STARTS:
             raise RunFailed(f"{reason} {STARTS} times without a trial")
@@ -215,14 +220,14 @@ def _born_with(variables: Mapping[str, str]) -> Iterator[None]:
 # ---- the worker's side
 
 
-class _ParentGone(BaseException):
-    """The pipe broke; not an Exception, so that no objective takes it for a fault of its own."""
+class _Stopped(BaseException):
+    """The pipe broke, or SIGTERM came; no Exception, so that no objective takes it for a fault."""
 
 
 def _serve(connection: Connection, objective_name: str, placement: Placement) -> None:
     """Run jobs until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _stop)
     _die_with_parent()
     if placement.core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {placement.core})
@@ -233,7 +238,7 @@ def _serve(connection: Connection, objective_name: str, placement: Placement) ->
             with _printing_to(Path(job.directory) / "trial.log"):
                 outcome = _attempt(connection, objective_name, placement, job)
             _send(connection, outcome)
-    except _ParentGone:
+    except _Stopped:
         return
 
 
@@ -269,18 +274,24 @@ def _attempt(
     return Outcome(job.number, metrics, "", False, seconds, _describe(objective, job.params))
 
 
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Leave a training through its own clean-up: loaders and locks are released."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Stopped
+
+
 def _send(connection: Connection, message: Event) -> None:
     try:
         connection.send(message)
     except OSError as error:
-        raise _ParentGone from error
+        raise _Stopped from error
 
 
 def _receive(connection: Connection) -> Any:
     try:
         return connection.recv()
     except (EOFError, OSError) as error:
-        raise _ParentGone from error
+        raise _Stopped from error
 
 
 def _reason(error: BaseException) -> str:

@@ -9,9 +9,17 @@ import yaml
 
 from evolve.errors import ConfigError
 
+# PyYAML follows YAML 1.1, where 1e-5 without a dot is text
+FLOAT = ("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"))
+
 
 class _Loader(yaml.SafeLoader):
     """The safe loader with YAML 1.2 floats and without silent duplicates."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - an attribute of the parent class
+        letter: [*([FLOAT] if letter in "-+0123456789" else []), *resolvers]
+        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Build a mapping. Raises: ConstructorError for a key that stands twice."""
@@ -24,11 +32,6 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(  # PyYAML follows YAML 1.1, where 1e-5 without a dot is text
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

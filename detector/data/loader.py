@@ -108,6 +108,7 @@ class TrainingLoader:
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
             worker_init_fn=_one_thread if workers else None,
+            generator=torch.Generator(),  # the loader draws a seed: not from the global stream
         )
 
     def __len__(self) -> int:

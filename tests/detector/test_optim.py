@@ -91,7 +91,7 @@ def test_average_follows_the_ramped_decay() -> None:
     model.weight.data.fill_(1.0)
     expected = 0.0
     for update in (1, 2, 3):
-        average.update(model)
+        average.update()
         decay = 0.9 * (1 - math.exp(-update / 2))
         expected = decay * expected + (1 - decay) * 1.0
         assert average.module.weight.item() == pytest.approx(expected)
@@ -101,6 +101,6 @@ def test_average_includes_batch_statistics_and_copies_counters() -> None:
     model = nn.BatchNorm1d(2)
     average = WeightAverage(model, decay=0.0, tau=1.0)
     model(torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
-    average.update(model)
+    average.update()
     assert torch.equal(average.module.running_mean, model.running_mean)
     assert average.module.num_batches_tracked == 1

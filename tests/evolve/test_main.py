@@ -22,6 +22,12 @@ def export(checkpoint, formats, out):
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"{checkpoint.stem}.{'+'.join(formats or ['best'])}"
     file.write_text(checkpoint.read_text())
+    if formats == ["broken"]:
+        raise OSError("no space left")
+    if formats == ["absent"]:
+        error = RuntimeError("TensorRT is not installed: pip install tensorrt")
+        error.exit_code = 2
+        raise error
     if formats == ["none"]:
         raise ValueError("there is no format none;\\n did you mean onnx?")
     return [file]
@@ -45,6 +51,7 @@ def test_run_status_best_and_export(
 ) -> None:
     Path("shop").mkdir()
     Path("shop/window.py").write_text(EXPORTING)
+    Path("shop/train.py").write_text("")
     monkeypatch.syspath_prepend(Path.cwd())
     write_study("shop.window", settings={"epochs": 4})
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -65,13 +72,15 @@ def test_run_status_best_and_export(
     assert "study toy: 4 of 4 generations" in out
     assert "start 0.1" in out
     assert "not confirmed: every value was measured once (confirm is off)" in out
-    assert "python -m detector.train --hyp hyp/best.yaml" in out
+    assert "python -m shop.train --hyp hyp/best.yaml  # train with these values" in out
+    assert "python -m evolve export --format onnx" in out
 
     code, out, _ = run_main(capsys, "status")
     assert code == 0
     assert "trial 3: fitness" in out
     code, out, _ = run_main(capsys, "status", "--json")
     assert json.loads(out)["trials"]["complete"] == 4
+    assert json.loads(out)["total"] == 4  # what the last run was to reach
 
     code, out, _ = run_main(capsys, "best")
     assert yaml.safe_load(out) == yaml.safe_load(Path("hyp/best.yaml").read_text())
@@ -87,6 +96,10 @@ def test_run_status_best_and_export(
     code, out, err = run_main(capsys, "export", "--format", "none")
     assert (code, out) == (2, "")
     assert err == "error: there is no format none; did you mean onnx?\n"
+    code, _, err = run_main(capsys, "export", "--format", "absent")
+    assert (code, err) == (2, "error: TensorRT is not installed: pip install tensorrt\n")
+    code, _, err = run_main(capsys, "export", "--format", "broken")
+    assert (code, err) == (1, "error: export failed: OSError: no space left\n")
 
     code, out, err = run_main(capsys, "run", "--study", "next", "--set", "start.x=0.95")
     assert (code, out, err) == (2, "", "error: x=0.95 is too much\n")

@@ -20,7 +20,7 @@ from evolve.config import load_config
 from evolve.display import Display
 from evolve.errors import ConfigError, RunFailed, StudyError
 from evolve.printout import result_text
-from evolve.storage import load_study, owned
+from evolve.storage import load_study, open_study, owned
 from evolve.study import run_study
 from evolve.summary import Summary
 
@@ -89,7 +89,7 @@ def test_evaluate_gets_start_file_settings_and_params_in_that_order(
         "def preflight(params, space):\n"
         "    return {'y': 'it does nothing'}\n"
         "def train_fields():\n"
-        "    return {'y'}\n"
+        "    return {'y', 'model', 'epochs'}\n"
     )
     sys.path.insert(0, os.getcwd())
     try:
@@ -216,6 +216,21 @@ def test_a_killed_study_goes_on_with_exactly_the_missing_trials(
     assert [trial.params for trial in trials()] == [trial.params for trial in found]
 
 
+def test_trials_that_were_killed_while_they_were_made_are_completed(
+    write_study: WriteStudy,
+) -> None:
+    write_study(generations=3)
+    config = load_config("evolve.yaml")
+    study = open_study(config)
+    study.ask()  # running, but without any values
+    study.enqueue_trial({"x": 0.1, "y": 0.9}, user_attrs={"kind": "start"})  # and not yet begun
+    run()
+    found = trials()
+    assert [trial.state for trial in found] == [TrialState.COMPLETE] * 3
+    assert found[1].params == {"x": 0.1, "y": 0.9}
+    assert [len(calls(number)) for number in range(3)] == [1] * 3
+
+
 def test_a_second_owner_is_refused(write_study: WriteStudy) -> None:
     write_study()
     with (
@@ -256,7 +271,7 @@ def test_stopping_early_saves_epochs_and_says_so(write_study: WriteStudy) -> Non
     assert summary.saved_epochs > 0.25
     assert trials()[0].state == TrialState.COMPLETE  # the start values are measured whole
     assert "stopped early at" in shown
-    text = result_text(summary, {"x": 0.1, "y": 0.9}, [("trials", "http://x")])
+    text = result_text(load_config("evolve.yaml"), summary, {"x": 0.1, "y": 0.9})
     assert f"early saved {100 * summary.saved_epochs:.0f} % of the epochs" in text
 
 
@@ -286,7 +301,7 @@ def test_finalists_and_start_values_are_trained_again_with_equal_new_seeds(
         trials()[summary.best.number].user_attrs["metrics"]["score"]
         - trials()[0].user_attrs["metrics"]["score"]
     )
-    text = result_text(summary, {"x": 0.1, "y": 0.9}, [])
+    text = result_text(load_config("evolve.yaml"), summary, {"x": 0.1, "y": 0.9})
     assert "start values:      fitness" in text
     assert "<- recommended" in text
     header = Path("hyp/best.yaml").read_text().splitlines()[1]

@@ -1,0 +1,532 @@
+"""Tests of the MLflow record of a study. One store for all of them: creating one takes seconds."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from evolve.config import StudyConfig, parse_config
+from evolve.mlflow_store import Store
+from evolve.tracking import MlflowTracker, NullTracker, Tracker, open_tracker
+
+SPACE = {"lr0": {"low": 1e-5, "high": 0.1, "log": True}, "momentum": {"low": 0.6, "high": 0.98}}
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def store_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tracking")
+    Store(f"sqlite:///{folder}/mlflow.db", "first")
+    return folder
+
+
+@dataclass
+class Bench:
+    """A study, its configuration and tracker, and what the store says about it."""
+
+    config: StudyConfig
+    folder: Path
+    study: Study
+    tracker: Tracker = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin again as a new process would: another tracker, the same study."""
+        self.tracker = open_tracker(self.config, self.folder)
+        self.tracker.start(self.study)
+
+    def directory(self, number: int) -> Path:
+        return self.folder / "trials" / str(number)
+
+    def begin(self, kind: str = "search", **attributes: Any) -> optuna.Trial:
+        trial = self.study.ask(self.config.space.distributions())
+        for name, value in {"kind": kind, "seed": 7, "attempts": 1, **attributes}.items():
+            trial.set_user_attr(name, value)
+        self.tracker.trial_started(self.study.trials[trial.number], "cpu0")
+        return trial
+
+    def epochs(self, trial: optuna.Trial, first: int = 1, last: int = EPOCHS) -> None:
+        for epoch in range(first, last + 1):
+            self.tracker.trial_epoch(trial.number, epoch, epoch_row(epoch))
+            if epoch not in self.study.trials[trial.number].intermediate_values:
+                trial.report(epoch / 10, epoch)
+
+    def end(self, trial: optuna.Trial, value: float | None, state: TrialState) -> FrozenTrial:
+        trial.set_user_attr("seconds", 12.5)
+        if value is not None:
+            trial.set_user_attr("metrics", {"mAP50-95": 0.25, "F1": 0.75})
+        told = self.study.tell(trial, value if state == TrialState.COMPLETE else None, state)
+        self.tracker.trial_finished(told, self.directory(trial.number), {"parameters": 900})
+        return told
+
+    def run(self, value: float = 0.5, **attributes: Any) -> int:
+        trial = self.begin(**attributes)
+        self.epochs(trial)
+        self.end(trial, value, TrialState.COMPLETE)
+        return trial.number
+
+    def write_results(self, number: int) -> None:
+        directory = self.directory(number)
+        (directory / "weights").mkdir(parents=True, exist_ok=True)
+        (directory / "weights" / "best.pt").write_bytes(b"weights of %d" % number)
+        (directory / "hyp.yaml").write_text("box: 5.0\nlr0: 0.5\ntrain: {model: pico, seed: 3}\n")
+        names = list(epoch_row(1))
+        rows = [",".join(map(str, epoch_row(epoch).values())) for epoch in range(1, EPOCHS + 1)]
+        (directory / "results.csv").write_text("\n".join([",".join(names), *rows]) + "\n")
+
+    # ---- what the store says
+
+    @property
+    def store(self) -> Store:
+        return Store(str(self.config.tracking.uri), self.config.tracking.experiment)
+
+    def parents(self) -> list[Any]:
+        return self.store.find({"evolve.kind": "study"})
+
+    def runs(self) -> dict[int, Any]:
+        """Return the trials' runs by number; two of one number are a failure."""
+        (parent,) = self.parents()
+        found = self.store.find({"mlflow.parentRunId": parent.info.run_id})
+        runs = {int(run.data.tags["evolve.generation"]): run for run in found}
+        assert len(runs) == len(found)
+        return runs
+
+    def curve(self, number: int, metric: str) -> list[tuple[int, float]]:
+        return self.curve_of(self.runs()[number].info.run_id, metric)
+
+    def curve_of(self, run_id: str, metric: str) -> list[tuple[int, float]]:
+        history = self.store._client.get_metric_history(run_id, metric)
+        return sorted((point.step, point.value) for point in history)
+
+    def files(self, number: int, place: str | None = None) -> list[str]:
+        run_id = self.runs()[number].info.run_id
+        return sorted(item.path for item in self.store._client.list_artifacts(run_id, place))
+
+
+def epoch_row(epoch: int) -> dict[str, float]:
+    return {
+        "epoch": epoch,
+        "step": epoch * 10,
+        "train/box": 1 / epoch,
+        "mAP@0.5": 0.1 * epoch,
+        "fitness": epoch / 10,
+        "worst": math.inf if epoch == 2 else 1.0,
+    }
+
+
+@pytest.fixture
+def make_bench(store_folder: Path, tmp_path: Path) -> Callable[..., Bench]:
+    def make(uri: str = f"sqlite:///{store_folder}/mlflow.db") -> Bench:
+        tree = {
+            "objective": "detector.objective",
+            "space": SPACE,
+            "study": {"name": "toy"},
+            "fitness": {"mAP50-95": 0.5, "F1": 0.5},
+            "tracking": {"uri": uri, "experiment": tmp_path.name},
+        }
+        sampler = optuna.samplers.RandomSampler(seed=0)
+        study = optuna.create_study(direction="maximize", study_name="toy", sampler=sampler)
+        return Bench(parse_config(tree), tmp_path / "study", study)
+
+    return make
+
+
+@pytest.fixture
+def bench(make_bench: Callable[..., Bench]) -> Bench:
+    return make_bench()
+
+
+# ---- what a run holds ------------------------------------------------------------------------
+
+
+def test_a_finished_trial_has_one_run_with_its_values(bench: Bench) -> None:
+    bench.study.enqueue_trial({"lr0": 0.01, "momentum": 0.9})
+    number = bench.run(0.5, kind="start")
+    run = bench.runs()[number]
+    assert run.info.run_name == "trial 0 (start)"
+    assert run.info.status == "FINISHED"
+    # log10(0.01) = -2; `parameters` is what the objective described
+    expected = {"lr0": "0.01", "log10_lr0": "-2.0000", "momentum": "0.9", "parameters": "900"}
+    assert run.data.params == expected
+    tags = {"evolve.kind": "trial", "evolve.state": "complete", "evolve.generation": "0"}
+    tags |= {"evolve.seed": "7", "evolve.worker": "cpu0", "evolve.study": "toy"}
+    assert tags.items() <= run.data.tags.items()
+    assert run.data.metrics["fitness"] == 0.5
+    assert run.data.metrics["mAP50-95"] == 0.25
+    assert run.data.metrics["trial_seconds"] == 12.5
+
+
+def test_every_metric_has_a_curve_of_finite_values(bench: Bench) -> None:
+    number = bench.run()
+    assert bench.curve(number, "train/box") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert bench.curve(number, "mAP_0.5") == [(1, 0.1), (2, 0.2), (3, 0.1 * 3)]
+    assert bench.curve(number, "worst") == [(1, 1.0), (3, 1.0)]
+    assert bench.curve(number, "fitness_by_epoch") == [(1, 0.1), (2, 0.2), (3, 0.3)]
+
+
+def test_fitness_is_the_first_metric_and_has_one_value(bench: Bench) -> None:
+    number = bench.run(0.5)
+    assert next(iter(bench.runs()[number].data.metrics)) == "fitness"
+    assert bench.curve(number, "fitness") == [(0, 0.5)]
+
+
+def test_a_failed_trial_says_why_and_has_no_fitness(bench: Bench) -> None:
+    trial = bench.begin()
+    bench.epochs(trial, last=2)
+    trial.set_user_attr("reason", "diverged: box=nan")
+    bench.end(trial, None, TrialState.FAIL)
+    run = bench.runs()[trial.number]
+    assert run.info.status == "FAILED"
+    assert run.data.tags["evolve.reason"] == "diverged: box=nan"
+    assert "fitness" not in run.data.metrics
+    assert run.data.metrics["fitness_by_epoch"] == 0.2
+
+
+def test_a_pruned_trial_is_killed_with_its_state(bench: Bench) -> None:
+    trial = bench.begin()
+    bench.epochs(trial, last=2)
+    bench.end(trial, 0.2, TrialState.PRUNED)
+    run = bench.runs()[trial.number]
+    assert (run.info.status, run.data.tags["evolve.state"]) == ("KILLED", "pruned")
+
+
+def test_a_running_trial_shows_its_curve_and_values(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evolve.tracking.FLUSH_SECONDS", 0.0)
+    trial = bench.begin()
+    bench.epochs(trial, last=2)
+    run = bench.runs()[trial.number]
+    assert run.info.status == "RUNNING"
+    assert run.data.params["momentum"] == str(trial.params["momentum"])
+    assert bench.curve(trial.number, "train/box") == [(1, 1.0), (2, 0.5)]
+    bench.epochs(trial, first=3)
+    bench.end(trial, 0.5, TrialState.COMPLETE)
+    assert bench.curve(trial.number, "train/box") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+
+
+def test_confirmation_runs_are_named_after_their_trial(bench: Bench) -> None:
+    bench.run(kind="start")
+    number = bench.run(kind="confirm", of=0, repeat=1)
+    run = bench.runs()[number]
+    assert (run.info.run_name, run.data.tags["evolve.kind"]) == ("confirm 0/2", "confirm")
+
+
+def test_the_parent_run_follows_the_best_fitness_of_the_search(bench: Bench) -> None:
+    for value, kind in ((0.3, "start"), (0.2, "search"), (0.6, "search"), (0.9, "confirm")):
+        bench.run(value, kind=kind)
+    (parent,) = bench.parents()
+    best = bench.curve_of(parent.info.run_id, "best_fitness")
+    assert best == [(0, 0.3), (1, 0.3), (2, 0.6)]
+
+
+def test_a_trial_costs_three_calls_to_log_batch(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    log_points = Store.log
+
+    def counted(store: Store, run_id: str, *values: Any) -> None:
+        calls.append(run_id)
+        log_points(store, run_id, *values)
+
+    monkeypatch.setattr(Store, "log", counted)
+    bench.run()
+    assert len(calls) == 3  # its parameters, its results, the parent's curve
+
+
+def test_more_than_a_thousand_points_are_written(bench: Bench) -> None:
+    trial = bench.begin()
+    for epoch in range(60):
+        row = {f"train/part{part}": epoch + part / 100 for part in range(30)}
+        bench.tracker.trial_epoch(trial.number, epoch, row)
+    bench.end(trial, 0.5, TrialState.COMPLETE)
+    for part in (0, 29):
+        points = [(epoch, epoch + part / 100) for epoch in range(60)]
+        assert bench.curve(trial.number, f"train/part{part}") == points
+
+
+# ---- files -----------------------------------------------------------------------------------
+
+
+def test_a_trial_keeps_its_small_files_and_other_hyperparameters(bench: Bench) -> None:
+    trial = bench.begin()
+    bench.write_results(trial.number)
+    bench.end(trial, 0.5, TrialState.COMPLETE)
+    assert bench.files(trial.number) == ["hyp.yaml", "results.csv"]
+    params = bench.runs()[trial.number].data.params
+    assert (params["box"], params["model"]) == ("5.0", "pico")
+    assert params["lr0"] == str(trial.params["lr0"])  # the searched value wins over the file's
+    assert "seed" not in params
+
+
+def test_only_the_winner_has_weights(bench: Bench) -> None:
+    for value in (0.4, 0.6, 0.5):
+        bench.write_results(bench.run(value))
+    bench.tracker.finish(bench.study, None)
+    assert [bench.files(number, "weights") for number in range(3)] == [[], ["weights/best.pt"], []]
+    (parent,) = bench.parents()
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["evolve.best_trial"] == "1"
+
+
+def test_a_new_winner_takes_the_weights_over(bench: Bench) -> None:
+    bench.write_results(bench.run(0.4))
+    bench.tracker.finish(bench.study, None)
+    bench.restart()
+    bench.write_results(bench.run(0.7))
+    bench.tracker.finish(bench.study, None)
+    assert [bench.files(number, "weights") for number in range(2)] == [[], ["weights/best.pt"]]
+
+
+def test_the_recommended_trial_and_the_verdict_come_from_the_summary(bench: Bench) -> None:
+    for value in (0.4, 0.6):
+        bench.write_results(bench.run(value))
+    repeat = bench.run(0.5, kind="confirm", of=0, repeat=0)
+    bench.write_results(repeat)
+    summary = {
+        "verdict": "better",
+        "verdict_text": "better: +0.1",
+        "recommended": {"trial": 0},
+        "checkpoint": str(bench.directory(repeat) / "weights" / "best.pt"),
+        "gain": {"mean": 0.1, "sd": None, "n": 1, "interval": [None, None]},
+    }
+    bench.tracker.finish(bench.study, summary)
+    assert bench.files(0, "weights") == ["weights/best.pt"]
+    assert bench.runs()[0].data.tags["evolve.weights_from"] == "trials/2/weights/best.pt"
+    (parent,) = bench.parents()
+    assert parent.data.tags["mlflow.note.content"].startswith("**better: +0.1**")
+    assert parent.data.metrics["gain/mean"] == 0.1
+
+
+def test_files_lie_beside_the_store_from_wherever_a_study_is_started(
+    store_folder: Path, bench: Bench
+) -> None:
+    experiment = bench.store._client.get_experiment(bench.store.experiment)
+    place = store_folder / "mlartifacts" / bench.config.tracking.experiment
+    assert experiment.artifact_location == place.as_uri()
+
+
+# ---- resuming --------------------------------------------------------------------------------
+
+
+def test_resuming_doubles_nothing(bench: Bench) -> None:
+    bench.run()
+    before = bench.curve(0, "train/box")
+    bench.tracker.finish(bench.study, None)
+    bench.restart()
+    assert bench.tracker.sync(bench.study) == 0
+    bench.run()
+    assert len(bench.parents()) == 1
+    assert sorted(bench.runs()) == [0, 1]
+    assert bench.curve(0, "train/box") == before
+
+
+def test_a_trial_that_the_record_lacks_is_written_from_its_folder(bench: Bench) -> None:
+    number = bench.run()
+    bench.store.delete(bench.runs()[number].info.run_id)
+    bench.write_results(number)
+    bench.restart()
+    run = bench.runs()[number]
+    assert (run.info.status, run.data.metrics["fitness"]) == ("FINISHED", 0.5)
+    assert bench.curve(number, "train/box") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert bench.curve(number, "fitness_by_epoch") == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert bench.files(number) == ["hyp.yaml", "results.csv"]
+
+
+def test_a_trial_without_a_folder_is_written_from_the_study(bench: Bench) -> None:
+    number = bench.run()
+    bench.store.delete(bench.runs()[number].info.run_id)
+    bench.restart()
+    assert bench.curve(number, "fitness_by_epoch") == [(1, 0.1), (2, 0.2), (3, 0.3)]
+
+
+def test_a_run_that_a_dead_process_left_half_written_is_completed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evolve.tracking.FLUSH_SECONDS", 0.0)
+    trial = bench.begin()
+    bench.epochs(trial, last=2)
+    bench.study.tell(trial, 0.5)  # the process dies before it tells the tracker
+    bench.write_results(trial.number)
+    bench.restart()
+    assert bench.runs()[trial.number].info.status == "FINISHED"
+    assert bench.curve(trial.number, "train/box") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+
+
+def test_a_trial_taken_up_again_goes_on_in_its_run(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evolve.tracking.FLUSH_SECONDS", 0.0)
+    trial = bench.begin()
+    bench.epochs(trial, last=2)
+    run_id = bench.runs()[trial.number].info.run_id
+    bench.restart()
+    bench.tracker.trial_started(bench.study.trials[trial.number], "cpu1")
+    bench.epochs(trial, first=2)  # epoch 2 again, from the last checkpoint
+    bench.end(trial, 0.5, TrialState.COMPLETE)
+    run = bench.runs()[trial.number]
+    assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")
+    assert bench.curve(trial.number, "train/box") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+
+
+def test_a_run_without_its_trial_is_closed(bench: Bench) -> None:
+    (parent,) = bench.parents()
+    tags = {"mlflow.parentRunId": parent.info.run_id, "evolve.generation": "0"}
+    run_id = bench.store.create("trial 0", tags).run_id
+    bench.restart()
+    run = bench.store.get(run_id)
+    assert (run.info.status, run.data.tags["evolve.state"]) == ("KILLED", "abandoned")
+
+
+def test_of_two_runs_of_one_trial_one_stays(bench: Bench) -> None:
+    number = bench.run()
+    (parent,) = bench.parents()
+    tags = {"mlflow.parentRunId": parent.info.run_id, "evolve.generation": str(number)}
+    bench.store.create("trial 0", tags)
+    bench.restart()
+    assert bench.runs()[number].data.metrics["fitness"] == 0.5
+
+
+def test_an_interrupted_study_leaves_nothing_running(bench: Bench) -> None:
+    trial = bench.begin()
+    bench.tracker.finish(bench.study, None)
+    run = bench.runs()[trial.number]
+    assert (run.info.status, run.data.tags["evolve.state"]) == ("KILLED", "interrupted")
+    assert bench.parents()[0].info.status == "KILLED"
+    bench.restart()
+    bench.tracker.trial_started(bench.study.trials[trial.number], "cpu0")
+    assert bench.runs()[trial.number].info.status == "RUNNING"
+
+
+def test_another_study_of_the_same_name_gets_its_own_parent(
+    bench: Bench, make_bench: Callable[..., Bench]
+) -> None:
+    bench.run()
+    other = make_bench()
+    other.run()
+    parents = {run.info.run_id for run in other.parents()}
+    children = other.store.find({"evolve.kind": "trial"})
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == parents
+    assert len(children) == len(parents) == 2
+
+
+# ---- faults ----------------------------------------------------------------------------------
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("place", ["server", "file", "database"])
+def test_a_store_that_is_away_costs_a_warning_and_little_time(
+    make_bench: Callable[..., Bench],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    junk = tmp_path / "mlflow.db"
+    junk.write_bytes(b"this is not a database " * 100)
+    uris = {"server": "http://me:secret@127.0.0.1:9", "file": f"sqlite:///{junk}"}
+    began = time.monotonic()
+    bench = make_bench(uris.get(place, "postgresql://user:secret@127.0.0.1:9/mlflow"))
+    for _ in range(5):
+        bench.run()
+    assert len(warnings_of(caplog)) == 1
+    bench.tracker.finish(bench.study, None)
+    assert time.monotonic() - began < 20.0
+    assert "secret" not in caplog.text
+    assert [trial.state for trial in bench.study.trials] == [TrialState.COMPLETE] * 5
+    assert bench.tracker.links() == []
+
+
+def test_what_a_full_disk_lost_is_written_when_the_study_ends(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    bench.run()
+    with monkeypatch.context() as disk:
+        disk.setattr(Store, "log", full)
+        numbers = [bench.run() for _ in range(4)]
+    assert bench.runs()[0].info.status == "FINISHED"
+    assert len(warnings_of(caplog)) == 1
+    bench.tracker.finish(bench.study, None)
+    for number in numbers:
+        run = bench.runs()[number]
+        assert (run.info.status, run.data.metrics["fitness"]) == ("FINISHED", 0.5)
+        assert bench.curve(number, "fitness_by_epoch") == [(1, 0.1), (2, 0.2), (3, 0.3)]
+
+
+def test_the_environment_stays_as_it_was(bench: Bench) -> None:
+    before = dict(os.environ)
+    bench.run()
+    bench.tracker.finish(bench.study, None)
+    assert dict(os.environ) == before
+
+
+# ---- which store, which pages ----------------------------------------------------------------
+
+
+def config_with(uri: str | None) -> StudyConfig:
+    tree = {"objective": "x", "space": SPACE, "tracking": {"uri": uri} if uri else None}
+    return parse_config(tree)
+
+
+def test_tracking_can_be_off() -> None:
+    tracker = open_tracker(config_with(None), Path("runs"))
+    assert isinstance(tracker, NullTracker)
+    assert tracker.links() == []
+
+
+def test_the_environment_names_the_store_unless_the_configuration_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def uri_of(tracker: Tracker) -> str:
+        assert isinstance(tracker, MlflowTracker)
+        return tracker._uri
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    default = open_tracker(parse_config({"objective": "x", "space": SPACE}), Path("runs"))
+    chosen = open_tracker(config_with("sqlite:///own.db"), Path("runs"))
+    assert uri_of(default) == "http://tracking:5000"
+    assert uri_of(chosen) == f"sqlite:///{Path('own.db').resolve()}"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    default = open_tracker(parse_config({"objective": "x", "space": SPACE}), Path("runs"))
+    assert uri_of(default) == f"sqlite:///{Path('runs/mlflow.db').resolve()}"
+
+
+def test_links_lead_to_the_best_trials_of_this_study(bench: Bench) -> None:
+    for number in range(12):
+        bench.run(value=number / 100)
+    links = dict(bench.tracker.links())
+    runs = bench.runs()
+    compared = links["the best 10 compared"]
+    assert all(runs[number].info.run_id in compared for number in range(2, 12))
+    assert runs[0].info.run_id not in compared
+    (parent,) = bench.parents()
+    assert parent.info.run_id in links["the study"]
+    assert links["curves of all trials"].endswith("compareRunsMode=CHART")
+    experiment = bench.store._client.get_experiment(bench.store.experiment)
+    view = experiment.tags[f"mlflow.sharedViewState.evolve-{parent.info.run_id}"]
+    assert "params.`lr0`" in view and "toy: best first" in view
+
+
+def test_links_are_found_without_starting(bench: Bench) -> None:
+    bench.run()
+    fresh = open_tracker(bench.config, bench.folder)
+    assert fresh.links() == bench.tracker.links()

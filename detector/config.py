@@ -43,9 +43,19 @@ def gene(
 WITH_RAMP = Rule("the schedule has no final value", lambda config, hyp: config.schedule == "cosine")
 WITH_WARMUP = Rule("warmup_epochs is 0", lambda config, hyp: hyp.warmup_epochs > 0)
 WITH_TAIL = Rule("no_aug_epochs is 0, and L1 acts only then", lambda c, hyp: hyp.no_aug_epochs > 0)
-WITH_MOSAIC = Rule("mosaic is 0", lambda config, hyp: hyp.mosaic > 0)
-WITH_MIXUP = Rule("mosaic or mixup is 0", lambda config, hyp: hyp.mosaic > 0 and hyp.mixup > 0)
-WITHOUT_FULL_MOSAIC = Rule("mosaic is 1, so mosaic_scale_* act", lambda c, hyp: hyp.mosaic < 1)
+BEFORE_TAIL = Rule("no_aug_epochs fills the run", lambda c, hyp: hyp.no_aug_epochs < c.epochs)
+WITH_MOSAIC = Rule(
+    "mosaic is 0 or no_aug_epochs fills the run",
+    lambda c, hyp: hyp.mosaic > 0 and BEFORE_TAIL.holds(c, hyp),
+)
+WITH_MIXUP = Rule(
+    "mosaic or mixup is 0 or no_aug_epochs fills the run",
+    lambda c, hyp: hyp.mixup > 0 and WITH_MOSAIC.holds(c, hyp),
+)
+WITHOUT_FULL_MOSAIC = Rule(
+    "mosaic is 1, so mosaic_scale_* act, or no_aug_epochs fills the run",
+    lambda c, hyp: hyp.mosaic < 1 and BEFORE_TAIL.holds(c, hyp),
+)
 WITH_EMA = Rule("ema_decay is 0", lambda config, hyp: hyp.ema_decay > 0)
 
 
@@ -76,22 +86,22 @@ class Hyp:
     iou_cost: float = gene(3.0, 0.0, 100.0, "weight of -ln(IoU) in the assignment cost")
     cls_cost: float = gene(1.0, 0.0, 100.0, "weight of the class error in the assignment cost")
     # ---- augmentation
-    mosaic: float = gene(0.5, 0.0, 1.0, "probability of a mosaic of four images")
+    mosaic: float = gene(0.5, 0.0, 1.0, "probability of a mosaic of four images", BEFORE_TAIL)
     mosaic_scale_min: float = gene(0.5, 0.05, 10.0, "smallest scale of a mosaic", WITH_MOSAIC)
     mosaic_scale_max: float = gene(1.5, 0.05, 10.0, "largest scale of a mosaic", WITH_MOSAIC)
     mixup: float = gene(0.0, 0.0, 1.0, "probability of blending another image in", WITH_MOSAIC)
     mixup_scale_min: float = gene(0.5, 0.05, 10.0, "smallest scale of the other image", WITH_MIXUP)
     mixup_scale_max: float = gene(1.5, 0.05, 10.0, "largest scale of the other image", WITH_MIXUP)
-    degrees: float = gene(0.0, 0.0, 180.0, "rotation, +- degrees")
-    translate: float = gene(0.1, 0.0, 1.0, "shift, +- fraction of the side")
+    degrees: float = gene(0.0, 0.0, 180.0, "rotation, +- degrees", BEFORE_TAIL)
+    translate: float = gene(0.1, 0.0, 1.0, "shift, +- fraction of the side", BEFORE_TAIL)
     scale: float = gene(0.5, 0.0, 0.95, "zoom of a single image, 1 +- this", WITHOUT_FULL_MOSAIC)
-    shear: float = gene(0.0, 0.0, 60.0, "shear, +- degrees")
-    perspective: float = gene(0.0, 0.0, 0.01, "perspective, +- fraction per pixel")
+    shear: float = gene(0.0, 0.0, 60.0, "shear, +- degrees", BEFORE_TAIL)
+    perspective: float = gene(0.0, 0.0, 0.01, "perspective, +- fraction per pixel", BEFORE_TAIL)
     hsv_h: float = gene(0.015, 0.0, 0.5, "hue shift, +- fraction of the circle")
     hsv_s: float = gene(0.5, 0.0, 1.0, "saturation gain, 1 +- this")
     hsv_v: float = gene(0.4, 0.0, 1.0, "value (brightness) gain, 1 +- this")
     fliplr: float = gene(0.5, 0.0, 1.0, "probability of a left-right flip")
-    flipud: float = gene(0.0, 0.0, 1.0, "probability of an up-down flip")
+    flipud: float = gene(0.5, 0.0, 1.0, "probability of an up-down flip; 0 if up matters")
 
     def __post_init__(self) -> None:
         _check_fields(self, "hyperparameter")

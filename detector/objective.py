@@ -5,6 +5,7 @@ detector. Inside a study nothing is tracked here: the study's process logs what 
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -88,12 +89,18 @@ def describe(params: Mapping[str, Any]) -> dict[str, Any]:
     data = load_data(config.data)
     return {
         "data": config.data,
-        "digests": {split: digest(read_split(data, split)) for split in ("train", "val")},
+        "digests": _digests(config.data),
         "classes": list(data.names),
         "torch": torch.__version__,
         "config": dataclasses.asdict(config),
         "hyp": dataclasses.asdict(hyp),
     }
+
+
+@functools.cache  # a worker describes each of its trials; the data set stays the same
+def _digests(data: str) -> dict[str, str]:
+    described = load_data(data)
+    return {split: digest(read_split(described, split)) for split in ("train", "val")}
 
 
 def export(checkpoint: str | Path, formats: Sequence[str] | None, out: str | Path) -> list[Path]:

@@ -65,8 +65,8 @@ class Schedule:
     """Learning rate and momentum as pure functions of the optimizer step (counted from 0).
 
     The warm-up is quadratic (YOLOX) and its last step is the first at full rate. After it:
-    `cosine` falls to `lrf * lr0` at the start of the tail and stays there, `multistep` multiplies
-    by 0.1 from epoch round(0.8 E) and again from round(0.9 E), `constant` stays at lr0.
+    `cosine` falls to `lrf * lr0` at the last step, `multistep` multiplies by 0.1 from epoch
+    round(0.8 E) and again from round(0.9 E), `constant` stays at lr0.
     """
 
     name: str
@@ -97,8 +97,7 @@ class Schedule:
 
 
 def _cosine(schedule: Schedule, step: int) -> float:
-    tail = min(schedule.hyp.no_aug_epochs, schedule.epochs) * schedule.steps_per_epoch
-    span = max(1, schedule.epochs * schedule.steps_per_epoch - schedule.warmup - tail)
+    span = max(1, schedule.epochs * schedule.steps_per_epoch - schedule.warmup)
     progress = min(1.0, max(0.0, (step + 1 - schedule.warmup) / span))
     final = schedule.hyp.lrf
     return final + 0.5 * (1 - final) * (1 + math.cos(math.pi * progress))

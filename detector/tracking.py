@@ -36,6 +36,7 @@ LIMITS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+LOUD = ("mlflow.store.db.utils", "alembic", "urllib3.connectionpool")
 
 Points = dict[tuple[str, int], tuple[float, int]]  # (metric, step) -> (value, milliseconds)
 
@@ -245,14 +246,22 @@ def _recorded(path: Path) -> Points:
 
 @contextmanager
 def _limits() -> Iterator[None]:
-    """Set `LIMITS` for our own calls where the user has not, and put the environment back."""
+    """Set `LIMITS` for our own calls where the user has not, and put the environment back.
+
+    Lines about tables and about each retry stay off the terminal: one warning of ours says it.
+    """
     ours = {name: value for name, value in LIMITS.items() if name not in os.environ}
+    levels = {name: logging.getLogger(name).level for name in LOUD}
     os.environ.update(ours)
+    for name in LOUD:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
         for name in ours:
             os.environ.pop(name, None)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _sqlite_path(uri: str) -> Path | None:
@@ -275,20 +284,12 @@ def _open_client(uri: str) -> Any:
 
 
 def _client(uri: str) -> Any:
-    loggers = [logging.getLogger(name) for name in ("mlflow.store.db.utils", "alembic")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            # SQLAlchemy 2.1 deprecates what MLflow's own tables are declared with.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            from mlflow import MlflowClient
+    with warnings.catch_warnings(), _limits():
+        # SQLAlchemy 2.1 deprecates what MLflow's own tables are declared with.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from mlflow import MlflowClient
 
-            return MlflowClient(uri, registry_uri=uri)
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+        return MlflowClient(uri, registry_uri=uri)
 
 
 def _create_sqlite(path: Path) -> None:

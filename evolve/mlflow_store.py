@@ -43,18 +43,27 @@ LIMITS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+LOUD = ("mlflow.store.db.utils", "alembic", "urllib3.connectionpool")
 
 
 @contextmanager
 def limits() -> Iterator[None]:
-    """Set `LIMITS` for our own calls where the user has not, and put the environment back."""
+    """Set `LIMITS` for our own calls where the user has not, and put the environment back.
+
+    Lines about tables and about each retry stay off the terminal: one warning of ours says it.
+    """
     ours = {name: value for name, value in LIMITS.items() if name not in os.environ}
+    levels = {name: logging.getLogger(name).level for name in LOUD}
     os.environ.update(ours)
+    for name in LOUD:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
         for name in ours:
             os.environ.pop(name, None)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 class Store:
@@ -286,7 +295,7 @@ def _open_client(uri: str) -> Any:
 
 
 def _client(uri: str) -> Any:
-    with warnings.catch_warnings(), _quiet_loggers(), limits():
+    with warnings.catch_warnings(), limits():
         # SQLAlchemy 2.1 deprecates what MLflow's own tables are declared with.
         warnings.simplefilter("ignore", DeprecationWarning)
         from mlflow import MlflowClient
@@ -322,17 +331,3 @@ def _check_reachable(uri: str, path: Path | None) -> None:
     port = address.port or PORTS.get(address.scheme.split("+")[0])
     if address.hostname and port and not is_server(uri):
         socket.create_connection((address.hostname, port), timeout=5).close()
-
-
-@contextmanager
-def _quiet_loggers() -> Iterator[None]:
-    """Keep MLflow's lines about its tables off the terminal."""
-    loggers = [logging.getLogger(name) for name in ("mlflow.store.db.utils", "alembic")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)

@@ -115,7 +115,9 @@ def next_repeat(runner: Runner) -> Trial | None:
         "repeat": repeat,
         "seed": repeat_seed(config.study.seed, repeat),
     }
-    study.enqueue_trial(configuration.params, user_attrs=attributes)
+    # a gene that was locked when those values were tried stood at its start value
+    params = {**runner.problem.start, **configuration.params}
+    study.enqueue_trial(params, user_attrs=attributes)
     return runner.ask()
 
 

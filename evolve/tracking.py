@@ -185,7 +185,8 @@ class MlflowTracker:
         if self._behind:
             self._faults, self._lost_seconds = 0, 0.0  # one more chance: a server may be back
             self.sync(study)
-        if not self._attempt(self._finish, study, summary or {}) or self._behind:
+        reached = self._store is not None and self._attempt(self._finish, study, summary or {})
+        if not reached or self._behind:
             log.warning("MLflow lacks a part of this study; running the study again writes it")
 
     def links(self) -> Links:
@@ -273,8 +274,7 @@ class MlflowTracker:
         tags = {**tracked.tags_of(trial), **more_tags, "evolve.state": "running"}
         run = self._runs.get(trial.number)
         if run is None:
-            tags |= {"mlflow.parentRunId": self._parent, "mlflow.source.name": "evolve"}
-            tags |= {"evolve.study": self._record.name}
+            tags |= {"mlflow.parentRunId": self._parent, "evolve.study": self._record.name}
             begin = tracked.milliseconds(trial.datetime_start)
             made = store.create(tracked.run_name(trial), tags, begin)
             run = _Run(made.run_id, made.artifact_uri, "RUNNING", written=set())
@@ -338,7 +338,7 @@ class MlflowTracker:
         if trial.state != TrialState.COMPLETE or kind_of(trial) == CONFIRM:
             return
         self._values[trial.number] = fitness(trial)
-        best = max(value for number, value in self._values.items() if number <= trial.number)
+        best = max(value for other, value in self._values.items() if other <= trial.number)
         values = tracked.clean({"best_fitness": best, "trial_fitness": fitness(trial)})
         points = {(name, trial.number): (value, moment) for name, value in values.items()}
         store.log(self._parent, points, {}, {})

@@ -104,6 +104,8 @@ def test_run_status_best_and_export(
     code, out, err = run_main(capsys, "run", "--study", "next", "--set", "start.x=0.95")
     assert (code, out, err) == (2, "", "error: x=0.95 is too much\n")
     assert not Path("runs/evolve/next").exists()  # nothing half-written
+    assert Path("runs/evolve/toy/trials.csv").is_file()
+    assert Path("runs/evolve/toy/convergence.png").is_file()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
+from evolve import report
 from evolve.config import load_config
 from evolve.display import Display
 from evolve.errors import ConfigError, RunFailed, StudyError
@@ -25,6 +26,13 @@ from evolve.study import run_study
 from evolve.summary import Summary
 
 WriteStudy = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare a second a study; test_main draws them, test_report looks at them."""
+    for name in ("write_convergence_plot", "write_parameter_plot"):
+        monkeypatch.setattr(report, name, lambda *arguments: None)
 
 
 def run(*overrides: str) -> tuple[Summary, str]:

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ Points = dict[tuple[str, int], tuple[float, int]]  # (metric, step) -> (value, m
 TRIAL_FILES = ("config.yaml", "hyp.yaml", "results.csv", "result.json")
 PICTURES = ("pictures/*.png", "plots/*.png", "*.png")
 PICTURE_BYTES = 8_000_000
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C: ten times as fast
 FITNESS_CURVE = "fitness_by_epoch"
 COUNTERS = ("epoch", "step")  # columns of a curve that only count
 VALUE_LENGTH = 5000  # characters; MLflow takes 6000 in a parameter and 8000 in a tag
@@ -40,6 +42,7 @@ def milliseconds(moment: datetime | None) -> int:
     return int((moment.timestamp() if moment else time.time()) * 1000)
 
 
+@lru_cache(maxsize=4096)  # the same few names come with every epoch
 def metric_name(name: str) -> str:
     """Return the nearest name that MLflow takes: letters, digits and `_-. `, parts split by `/`.
 
@@ -176,7 +179,7 @@ def _number(text: object) -> float:
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), YAML_LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return {str(name): value for name, value in tree.items()} if isinstance(tree, dict) else {}

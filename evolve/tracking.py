@@ -28,11 +28,7 @@ log = logging.getLogger(__name__)
 MAX_FAULTS = 3  # one after another, or
 MAX_LOST_SECONDS = 60.0  # spent on faults in all: then tracking is off until the study ends
 FLUSH_SECONDS = 15.0  # the curve of a running trial in the browser is at most this old
-STATUS = {
-    TrialState.COMPLETE: "FINISHED",
-    TrialState.PRUNED: "KILLED",
-    TrialState.FAIL: "FAILED",
-}
+STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
 STUDY_FILES = ("trials.csv", "best.yaml", "report.html", "*.png")
 
 Links = list[tuple[str, str]]  # (label, address)
@@ -365,11 +361,12 @@ class MlflowTracker:
             tags |= {"mlflow.note.content": "\n".join(lines)}
             tags |= self._crown(store, winner, summary.get("checkpoint"))
         gain = tracked.clean({f"gain/{k}": v for k, v in (summary.get("gain") or {}).items()})
-        now = tracked.milliseconds(None)
-        store.log(self._parent, {(name, 0): (v, now) for name, v in gain.items()}, {}, tags)
+        points = {(name, 0): (value, tracked.milliseconds(None)) for name, value in gain.items()}
+        store.log(self._parent, points, {}, tags)
         artifacts = store.get(self._parent).info.artifact_uri
-        for path in (path for pattern in STUDY_FILES for path in self._directory.glob(pattern)):
-            store.upload(artifacts, path)
+        for pattern in STUDY_FILES:
+            for path in self._directory.glob(pattern):
+                store.upload(artifacts, path)
         store.close(self._parent, "KILLED" if interrupted else "FINISHED")
 
     def _crown(self, store: Store, winner: FrozenTrial, checkpoint: str | None) -> dict[str, str]:
@@ -385,8 +382,7 @@ class MlflowTracker:
                 store.remove(old.artifacts, "weights")
         if weights.is_file():
             store.upload(run.artifacts, weights, "weights")
-            source = "/".join(weights.parts[-4:])
-            store.log(run.id, {}, {}, {"evolve.weights_from": source})
+            store.log(run.id, {}, {}, {"evolve.weights_from": "/".join(weights.parts[-4:])})
         return {"evolve.best_run": run.id, "evolve.best_trial": str(winner.number)}
 
 

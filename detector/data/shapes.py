@@ -1,7 +1,8 @@
 """A generated data set: shapes on cluttered, noisy backgrounds, the same for the same parameters.
 
-Colour, texture, size and angle say nothing about the class. Small pentagons look like circles, some
-objects cover others, and there is unlabelled clutter, so that training settings make a difference.
+Texture, size and angle say nothing about the class, and colour is only a hint: most objects lean to
+the hue of their class. Small squares look like circles, some objects cover others, and there is
+unlabelled clutter, so that training settings make a difference.
 """
 
 import hashlib
@@ -21,10 +22,12 @@ from detector.errors import DataError
 
 log = logging.getLogger(__name__)
 
-CLASSES = ("circle", "triangle", "square", "pentagon")
-CORNERS = {"circle": 48, "triangle": 3, "square": 4, "pentagon": 5}
+CLASSES = ("circle", "triangle", "square")
+CORNERS = {"circle": 48, "triangle": 3, "square": 4}
+HUES = {"circle": 0.05, "triangle": 0.38, "square": 0.66}  # of the colour circle
+LEANING = 0.7  # share of the objects whose colour leans towards the hue of their class
 SPLITS = ("train", "val", "test")
-VERSION = 1  # part of the key: raise it when the pictures change
+VERSION = 2  # part of the key: raise it when the pictures change
 HIDDEN_LIMIT = 0.6  # an object with more of it hidden than this is not labelled
 MIN_BOX = 4  # pixels: what is left of an object is not labelled when a side is shorter
 PNG_OPTIONS = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY)  # fast on noise
@@ -96,7 +99,7 @@ def draw_image(
     while True:
         canvas = _Canvas(size, rng)
         canvas.clutter(int(rng.integers(2, 7)))
-        for _ in range(int(rng.integers(1, 7))):
+        for _ in range(int(rng.integers(2, 9))):
             canvas.add_object(int(rng.integers(len(CLASSES))))
         canvas.clutter(int(rng.integers(0, 4)))
         found = canvas.visible_objects()
@@ -134,11 +137,11 @@ class _Canvas:
 
     def add_object(self, label: int) -> None:
         rng, size = self.rng, self.size
-        radius = size * np.exp(rng.uniform(np.log(0.045), np.log(0.24)))
+        radius = size * np.exp(rng.uniform(np.log(0.05), np.log(0.22)))
         centre = rng.uniform(0.02 * size, 0.98 * size, 2)
         outline = _outline(CLASSES[label], radius, centre, rng)
         area = _area(outline)
-        self.owner[self._paint(outline)] = len(self.objects)
+        self.owner[self._paint(outline, HUES[CLASSES[label]])] = len(self.objects)
         self.objects.append((label, area))
 
     def clutter(self, count: int) -> None:
@@ -173,24 +176,33 @@ class _Canvas:
         pixels += noise * np.float32(rng.uniform(3, 16))
         return pixels.clip(0, 255).astype(np.uint8)
 
-    def _paint(self, outline: np.ndarray) -> np.ndarray:
+    def _paint(self, outline: np.ndarray, hue: float) -> np.ndarray:
         """Fill an outline with a colour and a weak texture; return the mask of its pixels."""
         mask = np.zeros((self.size, self.size), dtype=np.uint8)
         points = np.round(outline * (1 << SUBPIXEL)).astype(np.int32)
         cv2.fillPoly(mask, [points], 255, cv2.LINE_AA, SUBPIXEL)
         *_, width, height = cv2.boundingRect(mask)
         texture = _stripes((height, width), self.size, self.rng, self.rng.uniform(0, 22))
-        self._blend(mask, self._colour(mask) + texture)
+        self._blend(mask, self._colour(mask, hue) + texture)
         return mask > 127
 
-    def _colour(self, mask: np.ndarray) -> np.ndarray:
-        """Return a colour that can be told from what is under the mask, (1, 1, 3) float32."""
+    def _colour(self, mask: np.ndarray, hue: float | None = None) -> np.ndarray:
+        """Return a colour that can be told from what is under the mask, (1, 1, 3) float32 BGR."""
         mean = np.array(cv2.mean(self.pixels, mask)[:3])
+        if self.rng.random() >= LEANING:
+            hue = None
         for _ in range(20):
-            colour = self.rng.uniform(0, 255, 3)
+            colour = self.rng.uniform(0, 255, 3) if hue is None else self._near(hue)
             if np.abs(colour - mean).mean() > 32:
                 break
         return colour.astype(np.float32).reshape(1, 1, 3)
+
+    def _near(self, hue: float) -> np.ndarray:
+        """Return a colour (3,) BGR, 0 to 255, with a hue around `hue`."""
+        level = (hue + self.rng.normal(0, 0.06)) % 1.0
+        saturation, value = self.rng.uniform(0.4, 1.0), self.rng.uniform(0.35, 1.0)
+        hsv = np.float32([[[level * 360, saturation, value]]])
+        return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0] * 255.0, dtype=np.float64)
 
     def _blend(self, mask: np.ndarray, colour: np.ndarray) -> None:
         """Lay a colour over the pixels as far as the mask is set: one, or one for each pixel of

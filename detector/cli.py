@@ -36,7 +36,7 @@ def run_command(
         options = parser.parse_args(argv)
     except SystemExit as stop:  # argparse: 0 for --help, 2 for wrong usage
         return int(stop.code or 0)
-    _log_to_stderr(options.verbose)
+    handler = _log_to_stderr(options.verbose)
     try:
         answer = body(options)
     except UserError as error:
@@ -46,6 +46,8 @@ def run_command(
         return 130
     except (RuntimeError, OSError, ArithmeticError) as error:
         return _fail(error, getattr(error, "exit_code", 1), options.verbose)
+    finally:
+        log.removeHandler(handler)
     exit_code = int((answer or {}).pop("exit_code", 0))
     if options.json:
         print(json.dumps(answer or {}, default=str))
@@ -66,11 +68,12 @@ def new_directory(wanted: Path) -> Path:
     raise AssertionError
 
 
-def _log_to_stderr(verbose: bool) -> None:
+def _log_to_stderr(verbose: bool) -> logging.Handler:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    log.handlers[:] = [handler]
+    log.addHandler(handler)
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
+    return handler
 
 
 def _fail(error: BaseException, code: int, verbose: bool) -> int:

@@ -201,7 +201,7 @@ class _Canvas:
         """Return a colour (3,) BGR, 0 to 255, with a hue around `hue`."""
         level = (hue + self.rng.normal(0, 0.06)) % 1.0
         saturation, value = self.rng.uniform(0.4, 1.0), self.rng.uniform(0.35, 1.0)
-        hsv = np.float32([[[level * 360, saturation, value]]])
+        hsv = np.array([[[level * 360, saturation, value]]], dtype=np.float32)
         return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0] * 255.0, dtype=np.float64)
 
     def _blend(self, mask: np.ndarray, colour: np.ndarray) -> None:

@@ -21,6 +21,7 @@ STILL = {
     "hsv_s": 0.0,
     "hsv_v": 0.0,
     "fliplr": 0.0,
+    "flipud": 0.0,
 }
 
 
@@ -126,7 +127,7 @@ def test_mixup_of_images_without_objects_ends() -> None:  # B-53
 
 
 def test_the_tail_has_no_mosaic_mixup_or_affine() -> None:
-    hyp = Hyp(mosaic=1.0, mixup=1.0, degrees=45, fliplr=0)
+    hyp = Hyp(mosaic=1.0, mixup=1.0, degrees=45, fliplr=0, flipud=0)
     plan = sample_plan(0, [(32, 64)], (64, 64), hyp, rng(), tail=True)
     expected = plain_plan(0, (32, 64), (64, 64)).scenes[0][0].matrix
     assert len(plan.scenes) == 1

@@ -8,7 +8,7 @@ import pytest
 from detector import objective
 from detector.errors import UserError
 
-SMALL = {"model": "yolox-pico", "imgsz": 64, "epochs": 2, "batch": 4}
+SMALL = {"model": "yolox-pico", "imgsz": 64, "epochs": 2, "batch": 4, "no_aug_epochs": 1}
 
 
 @dataclass

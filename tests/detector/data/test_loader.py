@@ -20,7 +20,7 @@ def epoch_images(loader: TrainingLoader, epoch: int, tail: bool = False) -> torc
 
 
 def test_an_epoch_shows_every_picture_once(tiny_set: Path) -> None:
-    still = Hyp(mosaic=0, scale=0, translate=0, hsv_h=0, hsv_s=0, hsv_v=0, fliplr=0)
+    still = Hyp(mosaic=0, scale=0, translate=0, hsv_h=0, hsv_s=0, hsv_v=0, fliplr=0, flipud=0)
     source = pictures(tiny_set, still)
     loader = TrainingLoader(source, 3, workers=0, pin_memory=False)
     assert len(loader) == 3
@@ -48,7 +48,7 @@ def test_workers_give_the_same_epoch_and_see_the_tail(tiny_set: Path) -> None:  
 
 def test_boxes_follow_a_picture_that_is_scaled(tiny_set: Path) -> None:
     samples = read_split(load_data(tiny_set), "train")
-    still = Hyp(mosaic=0, scale=0, translate=0, fliplr=0)
+    still = Hyp(mosaic=0, scale=0, translate=0, fliplr=0, flipud=0)
     doubled = TrainingPictures(samples, ImageCache(samples, 128), 128, still, 0)
     _, boxes, labels = doubled[(0, 2, False)]
     assert boxes == pytest.approx(samples[2].boxes * 2, abs=1e-3)

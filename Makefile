@@ -5,12 +5,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-GENERATIONS ?= 10
+GENERATIONS ?= 6
 
 .PHONY: evolve test test-slow lint format install clean
 
 evolve: $(VENV)/.installed
-	$(BIN)/python -m evolve run --generations $(GENERATIONS)
+	$(BIN)/python -m evolve run --generations $(GENERATIONS) --set confirm.finalists=1 --set confirm.seeds=2
 
 test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest -m "not slow and not gpu"

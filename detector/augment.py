@@ -16,6 +16,7 @@ from detector.config import Hyp
 
 GRAY = 114  # padding, all channels
 MIN_SIDE = 2.0  # pixels: a box that is thinner after clipping is dropped
+NEAREST = 0.05  # homogeneous w of a corner: below it the corner is behind the picture
 MIN_VISIBLE = 0.1  # a box of which less is left inside the picture is dropped
 
 
@@ -250,9 +251,10 @@ def _move_boxes(
 ) -> tuple[np.ndarray, np.ndarray]:
     corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2).astype(np.float64)
     homogeneous = np.concatenate((corners, np.ones((*corners.shape[:2], 1))), axis=-1) @ matrix.T
-    points = homogeneous[..., :2] / homogeneous[..., 2:]  # (n, 4 corners, xy)
+    in_front = (homogeneous[..., 2] > NEAREST).all(axis=1)
+    points = homogeneous[..., :2] / np.maximum(homogeneous[..., 2:], NEAREST)  # (n, 4 corners, xy)
     whole = np.concatenate((points.min(axis=1), points.max(axis=1)), axis=-1)
     clipped = np.clip(whole, 0, np.array([size[1], size[0], size[1], size[0]]))
     sides, whole_sides = clipped[:, 2:] - clipped[:, :2], whole[:, 2:] - whole[:, :2]
     visible = sides.prod(axis=1) / np.maximum(whole_sides.prod(axis=1), 1e-9)
-    return clipped, (sides >= MIN_SIDE).all(axis=1) & (visible >= MIN_VISIBLE)
+    return clipped, in_front & (sides >= MIN_SIDE).all(axis=1) & (visible >= MIN_VISIBLE)

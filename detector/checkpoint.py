@@ -120,7 +120,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
         for name, value in source.items()
         if name in own and own[name].shape == value.shape
     }
-    if not fitting:
+    if not any(value.ndim > 1 for value in fitting.values()):  # biases and counters fit anything
         raise CheckpointError(f"{path}: not one tensor fits {model.name} by name and shape")
     model.load_state_dict(fitting, strict=False)
     return LoadReport(

@@ -59,6 +59,13 @@ WITHOUT_FULL_MOSAIC = Rule(
 WITH_EMA = Rule("ema_decay is 0", lambda config, hyp: hyp.ema_decay > 0)
 
 
+# The first of each pair must not exceed the second.
+ORDERED_PAIRS = (
+    ("mosaic_scale_min", "mosaic_scale_max"),
+    ("mixup_scale_min", "mixup_scale_max"),
+)
+
+
 @dataclass(frozen=True)
 class Hyp:
     """Hyperparameters of a training, by the names of the field; fractions if no unit is given."""
@@ -96,7 +103,7 @@ class Hyp:
     translate: float = gene(0.1, 0.0, 1.0, "shift, +- fraction of the side", BEFORE_TAIL)
     scale: float = gene(0.5, 0.0, 0.95, "zoom of a single image, 1 +- this", WITHOUT_FULL_MOSAIC)
     shear: float = gene(0.0, 0.0, 60.0, "shear, +- degrees", BEFORE_TAIL)
-    perspective: float = gene(0.0, 0.0, 0.01, "perspective, +- fraction per pixel", BEFORE_TAIL)
+    perspective: float = gene(0.0, 0.0, 0.001, "perspective, +- fraction per pixel", BEFORE_TAIL)
     hsv_h: float = gene(0.015, 0.0, 0.5, "hue shift, +- fraction of the circle")
     hsv_s: float = gene(0.5, 0.0, 1.0, "saturation gain, 1 +- this")
     hsv_v: float = gene(0.4, 0.0, 1.0, "value (brightness) gain, 1 +- this")
@@ -105,10 +112,7 @@ class Hyp:
 
     def __post_init__(self) -> None:
         _check_fields(self, "hyperparameter")
-        for low, high in (
-            ("mosaic_scale_min", "mosaic_scale_max"),
-            ("mixup_scale_min", "mixup_scale_max"),
-        ):
+        for low, high in ORDERED_PAIRS:
             if getattr(self, low) > getattr(self, high):
                 raise ConfigError(
                     f"{low}={getattr(self, low)} is above {high}={getattr(self, high)}"
@@ -137,7 +141,7 @@ class TrainConfig:
     model: str = option("yolox-nano", "network: `yolox-nano` ... `yolox-x`, `yolox-pico`")
     data: str = option("data/shapes.yaml", "data set description (yaml), folder or *.data file")
     weights: str = option("", "start from these weights (.pt, .pth); empty: from scratch")
-    imgsz: int = option(416, "side of the square network input, pixels, a multiple of 32", 32)
+    imgsz: int = option(416, "side of the square network input, pixels, a multiple of 32", 64)
     epochs: int = option(30, "passes over the training images", 1)
     batch: int = option(16, "most images in one forward pass (memory); nbs is the step's size", 1)
     optimizer: str = option("AdamW", "optimizer", choices=OPTIMIZERS)
@@ -234,7 +238,10 @@ def parse_assignments(pairs: list[str]) -> dict[str, Any]:
         name, equals, text = pair.partition("=")
         if not equals or not name.strip():
             raise ConfigError(f"--set {pair}: expected name=value, for example lr0=0.02")
-        values[name.strip()] = yaml.safe_load(text)
+        try:
+            values[name.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {pair}: {text!r} is not a yaml value") from error
     return values
 
 
@@ -274,6 +281,12 @@ def _convert(owner: type, name: str, value: Any) -> Any:
         value = _number(name, value, kind)
     elif kind is str:
         value = "" if value is None else str(value)
+    elif name == "fitness":
+        if not isinstance(value, Mapping) or not value:
+            raise ConfigError(
+                f"fitness={value!r} must map metrics to weights, like {{mAP50-95: 0.5, F1: 0.5}}"
+            )
+        value = {str(key): _number(f"fitness.{key}", part, float) for key, part in value.items()}
     return value
 
 
@@ -297,7 +310,11 @@ def _check_fields(values: Any, what: str) -> None:
             raise ConfigError(f"{what} {item.name}={value!r} is unknown; allowed: {allowed}")
         low, high = limits.get("low"), limits.get("high")
         if item.type in (int, float):
+            if isinstance(value, str):
+                raise ConfigError(f"{what} {item.name}={value!r} must be a number, not text")
             _number(item.name, value, item.type)
+        if item.type is bool and not isinstance(value, bool):
+            raise ConfigError(f"{what} {item.name}={value!r} must be true or false")
         if low is not None and (value < low or (high is not None and value > high)):
             allowed = f"{low} to {high}" if high is not None else f"{low} or more"
             raise ConfigError(f"{what} {item.name}={value} is out of range; allowed: {allowed}")

@@ -5,6 +5,7 @@ letterbox and the same code, so they give the same numbers.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import time
@@ -304,12 +305,16 @@ def _coco_ids(
         content = coco.load_coco(coco.find_json(dataset.root, entry))
         images |= {PurePath(row["file_name"]).parts: row["id"] for row in content.images}
         categories |= {str(row["name"]): row["id"] for row in content.categories}
+    for entry in (entry for entries in dataset.splits.values() for entry in entries):
+        for row in coco.load_coco(coco.find_json(dataset.root, entry)).categories:
+            categories.setdefault(str(row["name"]), row["id"])  # a class this split does not list
     depths = sorted({len(parts) for parts in images}, reverse=True)
     ids = []
     for sample in samples:  # file_name may have folders of its own
         ends = (sample.path.parts[-depth:] for depth in depths)
         ids.append(next(images[end] for end in ends if end in images))
-    return ids, [categories[name] for name in dataset.names]
+    unused = itertools.count(max(categories.values(), default=0) + 1)
+    return ids, [categories.get(name, next(unused)) for name in dataset.names]
 
 
 def _write_json(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -14,9 +14,13 @@ from typing import Any, Protocol
 import cv2
 import torch
 
-from detector.config import TRAIN_NAMES, resolve
+from detector.config import ORDERED_PAIRS, TRAIN_NAMES, resolve
 from detector.data.description import digest, load_data, read_split
+from detector.metrics import METRIC_NAMES, fitness
 from detector.train import train
+
+# The hyperparameters and settings that activity rules read.
+RULE_GENES = ("mosaic", "mixup", "no_aug_epochs", "ema_decay", "warmup_epochs", "epochs")
 
 
 class Context(Protocol):
@@ -54,6 +58,7 @@ def preflight(params: Mapping[str, Any], space: Mapping[str, Mapping[str, Any]])
     Raises: `UserError` (a `ValueError`) for wrong settings, names, bounds or data.
     """
     config, _ = resolve(params)
+    fitness(dict.fromkeys(METRIC_NAMES, 0.0), config.fitness)
     data = load_data(config.data)
     for split in ("train", "val"):
         read_split(data, split)
@@ -68,14 +73,19 @@ def preflight(params: Mapping[str, Any], space: Mapping[str, Mapping[str, Any]])
 def _corners(
     params: Mapping[str, Any], space: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the extreme parameters: all low, all high, the start, for each choice."""
-    ranges = {name: keys for name, keys in space.items() if "low" in keys}
+    """Yield the start, each gene at each of its ends, and every mix that an activity rule reads."""
+    ends = {name: (keys["low"], keys["high"]) for name, keys in space.items() if "low" in keys}
     choices = {name: keys["choices"] for name, keys in space.items() if keys.get("choices")}
+    rules = [name for name in RULE_GENES if name in ends]
     for chosen in itertools.product(*choices.values()):
         picked = {**params, **dict(zip(choices, chosen, strict=True))}
         yield picked
-        for edge in ("low", "high"):
-            yield picked | {name: keys[edge] for name, keys in ranges.items()}
+        yield from (picked | {name: end} for name, pair in ends.items() for end in pair)
+        for mixed in itertools.product(*(ends[name] for name in rules)):
+            yield picked | dict(zip(rules, mixed, strict=True))
+        for low, high in ORDERED_PAIRS:
+            if low in ends and high in ends:
+                yield picked | {low: ends[low][1], high: ends[high][0]}
 
 
 def train_fields() -> set[str]:

@@ -186,10 +186,11 @@ def _wanted(backend: Backend, inputs: torch.Tensor, wish: Wish) -> Detections:
     Classes are chosen before `max_det` cuts, and NMS across classes sees every candidate.
     """
     settings = wish.settings
-    limit = settings.max_det if wish.classes is None else MAX_CANDIDATES
+    every = max(MAX_CANDIDATES, settings.max_det)
+    limit = settings.max_det if wish.classes is None else every
     iou = settings.iou
     if wish.agnostic_nms:
-        iou, limit = 1.0, MAX_CANDIDATES  # IoU is never above 1: nothing is suppressed yet
+        iou, limit = 1.0, every  # IoU is never above 1: nothing is suppressed yet
     (found,) = backend.detect(inputs, settings.conf, iou, limit)
     boxes, scores, labels = found.boxes, found.scores, found.labels
     if wish.classes is not None:

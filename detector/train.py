@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,10 +33,10 @@ from detector.data.cache import ImageCache
 from detector.data.description import load_data, read_split
 from detector.data.loader import TrainingLoader, TrainingPictures
 from detector.distributed import amp_dtype, choose_device
-from detector.errors import CheckpointError, TrainingDiverged
+from detector.errors import CheckpointError, ConfigError, TrainingDiverged
 from detector.evaluate import evaluate_family
 from detector.families import build_family
-from detector.metrics import fitness
+from detector.metrics import METRIC_NAMES, fitness
 from detector.models import build_model
 from detector.optim import Schedule, WeightAverage, build_optimizer, set_step
 from detector.plots import plot_training
@@ -68,6 +69,9 @@ def train(
     started = time.monotonic()
     directory = Path(directory)
     tracker = tracker or NullTracker()
+    last, best_path = directory / "weights" / "last.pt", directory / "weights" / "best.pt"
+    resuming = resume and last.is_file()
+    fitness(dict.fromkeys(METRIC_NAMES, 0.0), config.fitness)  # its weights, before any work
 
     # ---- device and precision
     device = choose_device(config.device)
@@ -79,11 +83,10 @@ def train(
     train_samples, val_samples = read_split(data, "train"), read_split(data, "val")
     train_cache = ImageCache(train_samples, config.imgsz)
     val_cache = ImageCache(val_samples, config.imgsz)
-    micro_batch = min(config.batch, hyp.nbs)
-    accumulate = max(1, round(hyp.nbs / micro_batch))
     loader = TrainingLoader(
         TrainingPictures(train_samples, train_cache, config.imgsz, hyp, config.seed),
-        micro_batch,
+        hyp.nbs,
+        config.batch,
         workers=_worker_count(config.workers, device),
         pin_memory=device.type == "cuda",
     )
@@ -92,7 +95,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = build_model(config.model, data.num_classes)
-    if config.weights:
+    if config.weights and not resuming:
         loaded = load_weights(network, config.weights)
         log.info("%s: %d tensors loaded", config.weights, len(loaded.loaded))
         if loaded.reinitialised:
@@ -102,14 +105,13 @@ def train(
     optimizer = build_optimizer(config.optimizer, network, hyp)
     average = WeightAverage(network, hyp.ema_decay, hyp.ema_tau)
     averaged = build_family(average.module, hyp)
-    schedule = Schedule(config.schedule, hyp, config.epochs, -(-len(loader) // accumulate))
+    schedule = Schedule(config.schedule, hyp, config.epochs, -(-len(train_samples) // hyp.nbs))
     parameters = [weight for weight in network.parameters() if weight.requires_grad]
 
     # ---- resume
     epoch, history, best = 0, [], {"fitness": -1.0, "epoch": 0}
-    last, best_path = directory / "weights" / "last.pt", directory / "weights" / "best.pt"
-    if resume and last.is_file():
-        state = _read_state(last, config, hyp)
+    if resuming:
+        state = _read_state(last, config, hyp, data.names)
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
@@ -133,7 +135,8 @@ def train(
         network.train()
         totals: dict[str, torch.Tensor] = {}
         bar = tqdm(total=len(train_samples), desc=f"epoch {epoch}", leave=False, disable=None)
-        for window in windows(loader.epoch(epoch, tail), accumulate):
+        # Every step has equally many micro-batches, except perhaps the last one of an epoch.
+        for window in windows(loader.epoch(epoch, tail), -(-hyp.nbs // config.batch)):
             set_step(optimizer, schedule.learning_rate(step), schedule.momentum(step))
             sums: dict[str, torch.Tensor] = {}
             for batch in window:
@@ -244,9 +247,18 @@ def _stop_if_diverged(totals: dict[str, torch.Tensor], step: int) -> None:
         raise TrainingDiverged(step, {name: float(value) for name, value in totals.items()})
 
 
-def _read_state(path: Path, config: TrainConfig, hyp: Hyp) -> dict[str, Any]:
+def _read_state(
+    path: Path, config: TrainConfig, hyp: Hyp, names: tuple[str, ...]
+) -> dict[str, Any]:
     """Return the training state of last.pt. Raises `CheckpointError` if it is another run's."""
     content = read_checkpoint(path)
+    if "state" not in content:
+        raise CheckpointError(f"{path}: holds no training state; only last.pt of a run does")
+    if content["names"] != list(names):
+        raise CheckpointError(
+            f"{path}: was trained on the classes {', '.join(content['names'])},"
+            f" not {', '.join(names)}"
+        )
     free = ("device", "workers", "val_every", "batch")  # may differ between the two parts of a run
     for old, new in ((content["config"], config), (content["hyp"], hyp)):
         for name, value in dataclasses.asdict(new).items():
@@ -311,7 +323,7 @@ def _epoch_line(row: dict[str, float], epochs: int, done: list[dict[str, float]]
     left = sum(item["seconds"] for item in done) / len(done) * (epochs - row["epoch"])
     return (
         f"epoch {row['epoch']}/{epochs}  {losses}  lr {row['lr']:.2g}  {scores}  "
-        f"{row['images_per_second']:.0f} img/s  ETA {time.strftime('%H:%M:%S', time.gmtime(left))}"
+        f"{row['images_per_second']:.0f} img/s  ETA {timedelta(seconds=round(left))}"
     )
 
 
@@ -369,6 +381,8 @@ def _train_command(options: argparse.Namespace) -> dict[str, Any]:
     values |= {"amp": False} if options.no_amp else {}
     values |= parse_assignments(options.set)
     if options.resume:
+        if options.hyp or options.name:
+            raise ConfigError("--resume goes on with the run's own settings: no --hyp, no --name")
         directory = Path(options.resume)
         if not (directory / "weights" / "last.pt").is_file():
             raise CheckpointError(f"--resume {directory}: holds no weights/last.pt to go on from")
@@ -384,10 +398,13 @@ def _train_command(options: argparse.Namespace) -> dict[str, Any]:
         result = train(config, hyp, directory, tracker=tracker, resume=bool(options.resume))
     except KeyboardInterrupt:
         tracker.finish("KILLED", [])
-        log.info("interrupted; go on with: python -m detector.train --resume %s", directory)
+        if (directory / "weights" / "last.pt").is_file():
+            log.info("interrupted; go on with: python -m detector.train --resume %s", directory)
         raise
     except BaseException:
         tracker.finish("FAILED", [])
+        if not any(directory.iterdir()):  # nothing was begun: the name stays free
+            directory.rmdir()
         raise
     plot_training(directory / "results.csv", directory / "results.png")
     tracker.finish("FINISHED", [directory / "results.png", directory / "hyp.yaml"])

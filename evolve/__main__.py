@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a spawned worker imports this file again, and needs none of it
+    from optuna import Study
+
     from evolve.config import StudyConfig
 
 EXAMPLES = """examples:
@@ -39,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     except RunFailed as error:
         return _fail(error, 1)
     except ValueError as error:  # UserError, and what an objective says of its settings
+        if arguments.verbose:
+            raise
         return _fail(error, 2)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where it stopped", file=sys.stderr)
@@ -71,12 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
 def status(arguments: argparse.Namespace) -> int:
     """Print how far the study is."""
     from evolve.printout import status_text
-    from evolve.storage import load_study
     from evolve.summary import summarise
 
-    config = _config(arguments)
-    _quiet_optuna()
-    study = load_study(config)
+    config, study = _opened(arguments)
     summary = summarise(config, study)
     _print(arguments, summary.to_dict(), status_text(summary, study))
     return 0
@@ -84,13 +85,11 @@ def status(arguments: argparse.Namespace) -> int:
 
 def best(arguments: argparse.Namespace) -> int:
     """Print the winner as best.yaml, or its searched values alone."""
-    from evolve.storage import load_study
     from evolve.summary import best_yaml, recommended_params, summarise
     from evolve.yamlfile import write_yaml
 
-    config = _config(arguments)
-    _quiet_optuna()
-    summary = summarise(config, load_study(config))
+    config, study = _opened(arguments)
+    summary = summarise(config, study)
     params = recommended_params(summary)
     text = write_yaml(params) if arguments.params else best_yaml(config, summary)
     _print(arguments, summary.to_dict(), text.rstrip())
@@ -99,13 +98,11 @@ def best(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """Turn the winner's weights into an engine by the objective's own export."""
-    from evolve.storage import load_study
     from evolve.summary import export_winner
 
-    config = _config(arguments)
-    _quiet_optuna()
+    config, study = _opened(arguments)
     formats = [name.strip() for name in arguments.format.split(",")] if arguments.format else None
-    files = export_winner(config, load_study(config), formats, arguments.out)
+    files = export_winner(config, study, formats, arguments.out)
     _print(arguments, {"files": [str(path) for path in files]}, "\n".join(map(str, files)))
     return 0
 
@@ -116,6 +113,16 @@ def ui(arguments: argparse.Namespace) -> int:
 
     tracking = _config(arguments).tracking
     return serve(tracking.uri, arguments.port or UI_PORT, tracking.experiment)
+
+
+def _opened(arguments: argparse.Namespace) -> "tuple[StudyConfig, Study]":
+    """Return an existing study, and the config with what the study was run with."""
+    from evolve.storage import as_run, load_study
+
+    config = _config(arguments)
+    _quiet_optuna()
+    study = load_study(config)
+    return as_run(config, study), study
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -93,7 +93,7 @@ class StudyConfig:
             "objective": self.objective,
             "settings": self.settings,
             "fitness": self.fitness,
-            "start": {**self.start.train, **self.start.values},
+            "start": {"values": self.start.values, "train": self.start.train},
             "space": {name: _bounds(keys) for name, keys in self.space.to_dict().items()},
             "seed": self.study.seed,
         }
@@ -268,7 +268,7 @@ def _tracking(section: _Reader) -> TrackingOptions:
     tracking = section.mapping("tracking", (f.name for f in fields(TrackingOptions)))
     defaults = TrackingOptions()
     experiment = tracking.text("experiment", defaults.experiment)
-    if tracking.tree.get("uri", "") is None:
+    if tracking.tree.get("uri", "") in (None, False, "none"):
         return TrackingOptions(None, experiment)
     return TrackingOptions(tracking.text("uri", defaults.uri or ""), experiment)
 

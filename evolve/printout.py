@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from optuna import Study
 
-from evolve.config import StudyConfig
+from evolve.config import StudyConfig, load_config
 from evolve.display import ending, label
 from evolve.objective import load_objective
 from evolve.record import fitness
@@ -89,16 +90,27 @@ def _next_commands(config: StudyConfig, summary: Summary) -> list[str]:
     """Return what can be done with the result; a trainer is found beside its objective."""
     objective = load_objective(config.objective)
     trainer = f"{objective.name.rpartition('.')[0]}.train"
+    which = _which_study(config)
     commands = {}
     if objective.module is not None and "." in objective.name and find_spec(trainer):
         commands[f"python -m {trainer} --hyp {HYP_BEST}"] = "train with these values"
     if summary.checkpoint is not None and objective.optional("export"):
-        commands["python -m evolve export --format onnx"] = "the winner as an engine"
-    commands["python -m evolve best"] = "the values as yaml"
+        commands[f"python -m evolve export{which} --format onnx"] = "the winner as an engine"
+    commands[f"python -m evolve best{which}"] = "the values as yaml"
     if config.tracking.uri is not None:
-        commands["python -m evolve ui"] = "all trials in the browser"
+        commands[f"python -m evolve ui{which}"] = "all trials in the browser"
     width = max(len(command) for command in commands)
     return ["next:", *(f"  {command:<{width}}  # {text}" for command, text in commands.items())]
+
+
+def _which_study(config: StudyConfig) -> str:
+    """Return the options that lead a command to this study; none for evolve.yaml as it stands."""
+    file = load_config(config.source).study
+    options = "" if Path(config.source) == Path("evolve.yaml") else f" --config {config.source}"
+    options += "" if config.study.name == file.name else f" --study {config.study.name}"
+    return options + (
+        "" if config.study.storage == file.storage else f" --storage {config.study.storage}"
+    )
 
 
 def _short(value: Any) -> str:

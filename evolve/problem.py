@@ -1,10 +1,11 @@
 """What a study searches: genes, their start values, and the constants beside them."""
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from evolve.config import StudyConfig
+from evolve.config import DEFAULT_METRIC, StudyConfig
 from evolve.errors import ConfigError
 from evolve.objective import Objective
 from evolve.space import Params, Space
@@ -63,12 +64,20 @@ def start_values(config: StudyConfig, notice: Callable[[str], None]) -> Params:
             continue
         value = given[gene.name]
         start[gene.name] = gene.nearest(value, config.start.source)
-        if start[gene.name] != value:
+        if not _same(start[gene.name], value):
+            where = "settings" if gene.name in config.settings else config.start.source
             notice(
-                f"{config.start.source}: {gene.name}={value} is outside its space:"
+                f"{where}: {gene.name}={value} is outside its space:"
                 f" it starts at {start[gene.name]}"
             )
     return start
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Return whether two values are equal but for the rounding of a gene's grid."""
+    if isinstance(value, float) and isinstance(other, int | float):
+        return math.isclose(value, other, rel_tol=1e-8)
+    return bool(value == other)
 
 
 def best_values(
@@ -96,6 +105,18 @@ def best_values(
 def _constants(config: StudyConfig, start: Params) -> Params:
     """Return all values beside a trial's own: settings win over the start file."""
     return {**config.start.train, **config.start.values, **config.settings, **start}
+
+
+def with_fitness(config: StudyConfig, objective: Objective) -> StudyConfig:
+    """Return the config with the fitness weights among the settings of a trainer that takes them.
+
+    Its best checkpoint is then the best by the study's own measure.
+    """
+    fields = objective.optional("train_fields")
+    given = config.fitness == {DEFAULT_METRIC: 1.0} or "fitness" in config.settings
+    if fields is None or "fitness" not in fields() or given:
+        return config
+    return replace(config, settings={**config.settings, "fitness": dict(config.fitness)})
 
 
 def _preflight(config: StudyConfig, objective: Objective, start: Params) -> dict[str, str]:

@@ -100,7 +100,11 @@ class Runner:
 
     def _opened(self, trial: Trial) -> _Live:
         """Complete a new or reopened trial: values, seed."""
-        for name, distribution in self.problem.space.distributions().items():
+        kinds = dict(self.problem.space.distributions())
+        # A repeat of a finalist keeps all its values, also of a gene that was locked since then.
+        fixed = self._frozen(trial).system_attrs.get("fixed_params", {})
+        kinds |= {g.name: g.distribution() for g in self.config.space.genes if g.name in fixed}
+        for name, distribution in kinds.items():
             trial._suggest(name, distribution)  # what `ask` does; values already there stay
         own = {"kind": SEARCH, "seed": trial_seed(self.config.study.seed, trial.number)}
         for name, value in own.items():
@@ -231,7 +235,7 @@ class Runner:
 
 def drop_weights(directory: Path) -> None:
     """Remove the weight files of a trial's folder."""
-    for path in (directory / "weights").glob("*.pt"):
+    for path in (directory / "weights").glob("*.pt*"):  # a killed save leaves a .partial
         path.unlink(missing_ok=True)
 
 

@@ -1,5 +1,6 @@
 """Opening a study: its storage, its one owner, and what must not change between two runs of it."""
 
+import dataclasses
 import fcntl
 import itertools
 import json
@@ -8,20 +9,19 @@ import socket
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna import Study
 from optuna.storages import RDBStorage
-from optuna.trial import TrialState
 
-from evolve.config import StudyConfig
+from evolve.config import ConfirmOptions, Start, StudyConfig
 from evolve.errors import StudyError, did_you_mean
 from evolve.record import generations
 
-IDENTITY, FOLDER = "identity", "folder"  # user attributes of the study
+IDENTITY, CONFIRMATION, FOLDER = "identity", "confirm", "folder"  # user attributes of the study
 SQLITE = "sqlite:///"
 BUSY_TIMEOUT = 60  # seconds that SQLite waits for another process's write
 
@@ -40,9 +40,30 @@ def open_study(config: StudyConfig) -> Study:
                 f"study {config.study.name} was started with {_difference(theirs, ours)};"
                 " its trials would not be comparable: take another name with --study"
             )
-        _abandon(study)
+        # Nothing counts yet: begin anew, so that no failure of the old settings stays behind.
+        optuna.delete_study(study_name=config.study.name, storage=storage)
+        study = optuna.create_study(
+            storage=storage, study_name=config.study.name, direction="maximize"
+        )
     study.set_user_attr(IDENTITY, ours)
+    study.set_user_attr(CONFIRMATION, dataclasses.asdict(config.confirm))
     return study
+
+
+def as_run(config: StudyConfig, study: Study) -> StudyConfig:
+    """Return the config with what the study was run with, whatever the file says by now."""
+    identity = study.user_attrs.get(IDENTITY)
+    if identity is None:
+        return config
+    start = Start(**identity["start"], source=config.start.source)
+    return dataclasses.replace(
+        config,
+        objective=identity["objective"],
+        settings=identity["settings"],
+        fitness=identity["fitness"],
+        start=start,
+        confirm=ConfirmOptions(**study.user_attrs[CONFIRMATION]),
+    )
 
 
 def claim_folder(study: Study, directory: Path, notice: Callable[[str], None]) -> None:
@@ -60,15 +81,10 @@ def claim_folder(study: Study, directory: Path, notice: Callable[[str], None]) -
         free = next(p for p in (directory / f"trials-{n}" for n in numbers) if not p.exists())
         trials.rename(free)
         notice(f"{trials} held another study's files: they are in {free} now")
-    mark.write_text(name, encoding="utf-8")
-
-
-def _abandon(study: Study) -> None:
-    """Fail what was under way before the study's settings changed."""
-    for trial in study.get_trials(deepcopy=False):
-        if not trial.state.is_finished():
-            study._storage.set_trial_user_attr(trial._trial_id, "reason", "the settings changed")
-            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    if not (mark.is_file() and mark.read_text(encoding="utf-8") == name):
+        partial = mark.with_name(".study-id.partial")  # a mark cut short would disown the trials
+        partial.write_text(name, encoding="utf-8")
+        partial.replace(mark)
 
 
 def load_study(config: StudyConfig) -> Study:
@@ -84,16 +100,32 @@ def load_study(config: StudyConfig) -> Study:
 
 
 @contextmanager
-def owned(directory: Path) -> Iterator[None]:
-    """Hold the lock of a study's folder. Raises: StudyError if another process holds it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("a+") as lock:
+def owned(config: StudyConfig) -> Iterator[None]:
+    """Hold the locks of a study's folder and, for SQLite, of the study in its file.
+
+    Raises: StudyError if another process holds one, be it from another working folder.
+    """
+    config.directory.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as locks:
+        locks.enter_context(_locked(config.directory / "lock", config.study.name))
+        url = config.study.storage
+        if url.startswith(SQLITE):
+            path = Path(url.removeprefix(SQLITE)).resolve()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = path.with_name(f".{path.name}.{config.study.name}.lock")
+            locks.enter_context(_locked(lock, config.study.name))
+        yield
+
+
+@contextmanager
+def _locked(path: Path, study_name: str) -> Iterator[None]:
+    with path.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.seek(0)
             owner = lock.read().strip() or "another process"
-            raise StudyError(f"study {directory.name} is being run by {owner}") from error
+            raise StudyError(f"study {study_name} is being run by {owner}") from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from optuna import Study, Trial
 from optuna.trial import TrialState
@@ -11,10 +12,11 @@ from evolve import report
 from evolve.config import StudyConfig
 from evolve.confirm import missing_repeat
 from evolve.display import Display
+from evolve.errors import ConfigError
 from evolve.fidelity import build_pruner
 from evolve.machine import place_workers
 from evolve.objective import load_objective
-from evolve.problem import build_problem
+from evolve.problem import build_problem, with_fitness
 from evolve.record import (
     CONFIRM,
     DIVERGED,
@@ -28,7 +30,7 @@ from evolve.record import (
 from evolve.runner import Runner
 from evolve.samplers import build_sampler
 from evolve.storage import claim_folder, open_study, owned
-from evolve.summary import TOTAL, Summary, summarise, write_best
+from evolve.summary import HYP_BEST, TOTAL, Summary, summarise, write_best
 from evolve.tracking import Tracker, open_tracker
 from evolve.workers import WorkerPool
 
@@ -42,7 +44,12 @@ def run_study(config: StudyConfig, display: Display) -> Summary:
 
     Raises: UserError before any trial for wrong input; RunFailed when failures repeat.
     """
+    if Path(config.start.source).resolve() == HYP_BEST.resolve():
+        raise ConfigError(
+            f"start: {HYP_BEST} is overwritten by every study: copy it, and name the copy"
+        )
     objective = load_objective(config.objective)
+    config = with_fitness(config, objective)
     problem = build_problem(config, objective, display.notice)
     pruner = build_pruner(config.pruning)
     sampler = build_sampler(
@@ -52,7 +59,7 @@ def run_study(config: StudyConfig, display: Display) -> Summary:
         seed=config.study.seed,
         budget=config.study.generations,
     )
-    with owned(config.directory):
+    with owned(config):
         study = open_study(config)
         claim_folder(study, config.directory, display.notice)
         study.sampler, study.pruner = sampler, pruner
@@ -138,6 +145,6 @@ def _record(config: StudyConfig, study: Study, tracker: Tracker, summary: Summar
         if summary is not None:
             report.write_convergence_plot(study, config, folder / "convergence.png")
             report.write_parameter_plot(study, config, folder / "parameters.png")
-    except (OSError, ImportError, ValueError) as error:
+    except Exception as error:  # a table or a picture costs no study
         log.warning("the study's table or plot could not be written: %s", error)
     tracker.finish(study, summary.to_dict() if summary else None)

@@ -26,6 +26,7 @@ from evolve.ui import serve as serve
 log = logging.getLogger(__name__)
 
 MAX_FAULTS = 3  # one after another, or
+PATIENCE = 5.0  # seconds that a call may take before the rest counts as lost
 MAX_LOST_SECONDS = 60.0  # spent on faults in all: then tracking is off until the study ends
 FLUSH_SECONDS = 15.0  # the curve of a running trial in the browser is at most this old
 STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
@@ -214,6 +215,7 @@ class MlflowTracker:
             log.log(level, "%s; the study goes on", fault_line(self._uri, error))
             return False
         self._faults = 0
+        self._lost_seconds += max(0.0, time.monotonic() - started - PATIENCE)
         return True
 
     def _open(self) -> Store:

@@ -172,6 +172,7 @@ class WorkerPool:
                 event: Event = worker.connection.recv()
                 if isinstance(event, Outcome):
                     worker.job = None
+                    self._idle_deaths = 0
                 return event
         except (EOFError, OSError):
             worker.process.join(GOODBYE)
@@ -194,7 +195,8 @@ class WorkerPool:
 def _end_of(exitcode: int | None) -> str:
     if exitcode is None or exitcode >= 0:
         return f"exit code {exitcode}"
-    name = signal.Signals(-exitcode).name
+    known = {number.value for number in signal.Signals}
+    name = signal.Signals(-exitcode).name if -exitcode in known else f"signal {-exitcode}"
     return f"{name}, perhaps out of memory" if name == "SIGKILL" else name
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detector.data.images import image_size
+from detector.data.images import image_size, read_image
 from detector.data.sample import Sample
 from detector.errors import DataError
 
@@ -67,7 +67,10 @@ class Box:
 def checked_size(path: Path, problems: Problems) -> tuple[int, int] | None:
     """Return the image's (height, width), or None for a bad image that is skipped."""
     try:
-        return image_size(path)
+        size = image_size(path)
+        if problems.skip:  # a whole header says nothing about the pixels behind it
+            read_image(path)
+        return size
     except DataError as error:
         problems.bad(str(error))
         return None

@@ -27,6 +27,11 @@ class Batch:
     images: torch.Tensor
     targets: list[dict[str, torch.Tensor]]
 
+    def pin_memory(self) -> "Batch":
+        """Return the batch in page-locked memory; the data loader calls this for a GPU."""
+        targets = [{name: v.pin_memory() for name, v in target.items()} for target in self.targets]
+        return Batch(self.images.pin_memory(), targets)
+
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`; images become float32, 0 to 255, channels last."""
         images = self.images.to(device, non_blocking=True).float()
@@ -64,20 +69,26 @@ class TrainingPictures(Dataset):
 
 
 class EpochOrder(Sampler[list[Item]]):
-    """The batches of one epoch: a permutation drawn from (seed, epoch)."""
+    """The micro-batches of one epoch: a permutation drawn from (seed, epoch).
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+    It is cut into optimizer steps of exactly `nbs` images (the last may be shorter), and each step
+    into equal micro-batches of at most `batch`.
+    """
+
+    def __init__(self, count: int, nbs: int, batch: int, seed: int) -> None:
+        self.count, self.nbs, self.batch, self.seed = count, nbs, batch, seed
         self.epoch, self.tail = 0, False
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
+        full, rest = divmod(self.count, self.nbs)
+        return full * -(-self.nbs // self.batch) + -(-rest // self.batch)
 
     def __iter__(self) -> Iterator[list[Item]]:
         order = np.random.default_rng([self.seed, 0, self.epoch]).permutation(self.count)
-        for start in range(0, self.count, self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            yield [(self.epoch, int(index), self.tail) for index in chosen]
+        for start in range(0, self.count, self.nbs):
+            chosen = order[start : start + self.nbs]
+            for part in np.array_split(chosen, -(-len(chosen) // self.batch)):
+                yield [(self.epoch, int(index), self.tail) for index in part]
 
 
 def collate(items: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Batch:
@@ -97,9 +108,9 @@ class TrainingLoader:
     """
 
     def __init__(
-        self, pictures: TrainingPictures, batch_size: int, workers: int, pin_memory: bool
+        self, pictures: TrainingPictures, nbs: int, batch: int, workers: int, pin_memory: bool
     ) -> None:
-        self.order = EpochOrder(len(pictures), batch_size, pictures.seed)
+        self.order = EpochOrder(len(pictures), nbs, batch, pictures.seed)
         self.loader: DataLoader = DataLoader(
             pictures,
             batch_sampler=self.order,

@@ -97,7 +97,7 @@ def read_xml(path: Path, problems: Problems) -> list[VocObject]:
         return []
     try:
         tree = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, UnicodeDecodeError, OSError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
         problems.bad(f"{path}: not a readable annotation: {error}")
         return []
     objects = []

@@ -167,3 +167,11 @@ def test_the_same_seed_gives_the_same_plan() -> None:
     first = render(sample_plan(2, shapes, (64, 64), hyp, rng(7)), pictures)
     again = render(sample_plan(2, shapes, (64, 64), hyp, rng(7)), pictures)
     assert np.array_equal(first, again)
+
+
+def test_an_object_behind_a_steep_perspective_has_no_box() -> None:
+    tilt = np.array([[1, 0, 0], [0, 1, 0], [-0.02, 0, 1]])  # w = 1 - 0.02 x: 0 at x = 50
+    plan = Plan((64, 64), ((Layer(0, tilt),),))
+    boxes = np.array([[5.0, 5, 15, 15], [30, 5, 60, 15], [55, 5, 60, 15]])
+    _, labels = place_boxes(plan, [boxes], [np.arange(3)])
+    assert labels.tolist() == [0]

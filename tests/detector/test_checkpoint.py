@@ -100,3 +100,9 @@ def test_weights_of_which_nothing_fits_are_an_error(tmp_path: Path) -> None:  # 
     torch.save({"model": {"other.weight": torch.zeros(3)}}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="not one tensor fits yolox-pico"):
         load_weights(build_model("yolox-pico", 2), tmp_path / "a.pth")
+
+
+def test_weights_of_another_size_do_not_count_because_their_counters_fit(tmp_path: Path) -> None:
+    torch.save({"model": build_model("yolox-tiny", 2).state_dict()}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="not one tensor fits yolox-nano"):
+        load_weights(build_model("yolox-nano", 2), tmp_path / "a.pth")

@@ -139,3 +139,29 @@ def test_the_reference_names_every_hyperparameter_with_its_default_and_range() -
 
 def test_shipped_start_values_are_the_defaults() -> None:
     assert Hyp.for_model("yolox-nano") == Hyp()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"fitness": 5}, "fitness=5 must map metrics to weights"),
+        ({"fitness": {"F1": "much"}}, "fitness.F1='much' must be a finite number"),
+    ],
+)
+def test_wrong_fitness_weights_are_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(values)
+    assert message in str(caught.value)
+
+
+def test_text_is_no_number_and_no_switch_in_the_python_api() -> None:  # B-36
+    with pytest.raises(ConfigError, match=r"lr0='0\.1' must be a number"):
+        Hyp(lr0="0.1")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="amp='False' must be true or false"):
+        TrainConfig(amp="False")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pair", ["lr0=[1", "weights=@x"])
+def test_an_assignment_that_is_no_yaml_is_named(pair: str) -> None:
+    with pytest.raises(ConfigError, match="is not a yaml value"):
+        parse_assignments([pair])

@@ -94,3 +94,29 @@ def test_the_description_identifies_the_data(tiny_set: Path) -> None:
     assert set(description["digests"]) == {"train", "val"}
     assert description["classes"] == ["square", "disc"]
     assert description["hyp"]["lr0"] > 0
+
+
+def test_a_gene_that_acts_only_at_a_mixed_corner_is_not_dead(tiny_set: Path) -> None:
+    # mosaic_scale_min acts where mosaic is high and the tail is short: neither all low nor all high
+    space = {
+        "no_aug_epochs": {"low": 0, "high": 2},
+        "mosaic": {"low": 0.0, "high": 1.0},
+        "mosaic_scale_min": {"low": 0.3, "high": 0.9},
+    }
+    assert preflight(tiny_set, space, no_aug_epochs=2) == {}
+
+
+def test_ranges_that_may_cross_are_found_before_the_first_trial(tiny_set: Path) -> None:
+    space = {
+        "mosaic_scale_min": {"low": 0.3, "high": 1.4},
+        "mosaic_scale_max": {"low": 1.0, "high": 2.0},
+    }
+    with pytest.raises(UserError, match=r"mosaic_scale_min=1\.4 is above mosaic_scale_max=1\.0"):
+        preflight(tiny_set, space)
+
+
+def test_fitness_weights_of_unknown_metrics_are_found_before_the_first_trial(
+    tiny_set: Path,
+) -> None:
+    with pytest.raises(UserError, match="mAP"):
+        preflight(tiny_set, {}, fitness={"mAP": 1.0})

@@ -107,6 +107,31 @@ def test_resuming_with_other_hyperparameters_is_refused(tiny_set: Path, tmp_path
         train(config, hyp, tmp_path / "run", resume=True)
 
 
+def test_a_checkpoint_without_training_state_cannot_be_resumed(
+    tiny_set: Path, tmp_path: Path
+) -> None:
+    config, hyp = settings(tiny_set, epochs=1)
+    weights = train(config, hyp, tmp_path / "run").best_checkpoint.parent
+    (weights / "best.pt").replace(weights / "last.pt")
+    with pytest.raises(CheckpointError, match="holds no training state"):
+        train(config, hyp, tmp_path / "run", resume=True)
+
+
+def test_resuming_on_other_classes_is_refused(tiny_set: Path, tmp_path: Path) -> None:
+    renamed = tmp_path / "data.yaml"
+    renamed.write_text(tiny_set.read_text())
+    config, hyp = settings(renamed, epochs=1)
+    train(config, hyp, tmp_path / "run")
+    renamed.write_text(tiny_set.read_text().replace("[square, disc]", "[disc, square]"))
+    with pytest.raises(CheckpointError, match="was trained on the classes square, disc"):
+        train(config, hyp, tmp_path / "run", resume=True)
+
+
+def test_a_run_that_never_began_leaves_its_name_free(tiny_set: Path) -> None:
+    assert run(tiny_set, "--model", "yolox-huge", "--name", "a") == 2
+    assert not Path("runs/train/a").exists()
+
+
 def test_a_report_can_stop_the_training(tiny_set: Path, tmp_path: Path) -> None:
     seen = []
 
@@ -227,6 +252,8 @@ def test_a_hyp_file_of_a_run_repeats_it(tiny_set: Path) -> None:
         (["--hyp", "absent.yaml"], "absent.yaml: no such file"),
         (["--weights", "absent.pt"], "absent.pt: no such weight file"),
         (["--resume", "absent"], "holds no weights/last.pt"),
+        (["--resume", "absent", "--hyp", "a.yaml"], "goes on with the run's own settings"),
+        (["--set", "lr0=[1"], "is not a yaml value"),
         (["--device", "cuda:99"], "is not on this machine"),
         (["--device", "toaster"], "toaster"),
     ],

@@ -1,5 +1,6 @@
 """evolve.yaml: what stands in it, what may not, and what overrides it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +173,9 @@ def test_the_shipped_study_starts_inside_its_space() -> None:
     assert notices == []
     assert len(start) >= 14
     assert config.strategy.name == "genetic"
+
+
+@pytest.mark.parametrize("override", ["tracking=none", "tracking.uri=none", "tracking.uri=null"])
+def test_tracking_can_be_turned_off(write_study: Callable[..., Path], override: str) -> None:
+    path = write_study(tracking={"experiment": "mine"})
+    assert load_config(path, [override]).tracking.uri is None

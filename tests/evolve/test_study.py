@@ -20,12 +20,21 @@ from evolve import report
 from evolve.config import load_config
 from evolve.display import Display
 from evolve.errors import ConfigError, RunFailed, StudyError
+from evolve.objective import load_objective
 from evolve.printout import result_text
-from evolve.storage import load_study, open_study, owned
+from evolve.problem import with_fitness
+from evolve.storage import as_run, load_study, open_study, owned
 from evolve.study import run_study
-from evolve.summary import Summary
+from evolve.summary import Summary, summarise
 
 WriteStudy = Callable[..., Path]
+TRAINER = """
+def evaluate(params, context):
+    return {"F1": 0.5}
+
+def train_fields():
+    return {"fitness", "epochs"}
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -177,9 +186,9 @@ def test_an_unknown_metric_stops_before_anything_is_lost(write_study: WriteStudy
     write_study("noisy", fitness={"score": 0.9, "luck": 0.1}, generations=2)
     run()  # nothing was measured yet, so the fitness may still be mended
     states = [trial.state.name for trial in trials()]
-    assert states == ["FAIL", "COMPLETE", "COMPLETE"]
-    score = trials()[1].user_attrs["metrics"]
-    assert trials()[1].value == pytest.approx(0.9 * score["score"] + 0.1 * score["luck"])
+    assert states == ["COMPLETE", "COMPLETE"]
+    score = trials()[0].user_attrs["metrics"]
+    assert trials()[0].value == pytest.approx(0.9 * score["score"] + 0.1 * score["luck"])
 
 
 def test_a_worker_that_dies_is_replaced_and_its_trial_goes_on(write_study: WriteStudy) -> None:
@@ -242,10 +251,82 @@ def test_trials_that_were_killed_while_they_were_made_are_completed(
 def test_a_second_owner_is_refused(write_study: WriteStudy) -> None:
     write_study()
     with (
-        owned(Path("runs/evolve/toy")),
+        owned(load_config("evolve.yaml")),
         pytest.raises(StudyError, match=f"process {os.getpid()} on"),
     ):
         run()
+
+
+def test_an_owner_in_another_folder_is_seen_too(write_study: WriteStudy, tmp_path: Path) -> None:
+    storage = f"study.storage=sqlite:///{tmp_path}/shared.db"
+    write_study()
+    with owned(load_config("evolve.yaml", [storage])):
+        Path("elsewhere").mkdir()
+        os.chdir("elsewhere")
+        write_study()
+        with pytest.raises(StudyError, match="is being run by process"):
+            run(storage)
+
+
+def test_settings_changed_before_anything_counts_begin_anew(write_study: WriteStudy) -> None:
+    write_study("broken", start={"x": 0.2, "y": 0.2})
+    with pytest.raises(RunFailed):
+        run()
+    write_study(
+        generations=2,
+        space={"x": {"low": 0.0, "high": 1.0}, "y": {"choices": [1, 2]}},
+        start={"x": 0.3, "y": 2},
+    )
+    run()
+    assert [trial.state for trial in trials()] == [TrialState.COMPLETE] * 2
+    assert trials()[0].params == {"x": 0.3, "y": 2}
+
+
+def test_a_finalist_keeps_a_value_that_was_locked_after_the_search(
+    write_study: WriteStudy,
+) -> None:
+    write_study(generations=5)
+    run()
+    best = max(trials(), key=lambda trial: trial.value or 0.0)
+    run("space.x.locked=true", "confirm.finalists=1", "confirm.seeds=2")
+    repeats = [t for t in trials() if t.user_attrs.get("of") == best.number]
+    assert [trial.params for trial in repeats] == [best.params] * 2
+    assert [trial.value for trial in repeats] == [best.value] * 2
+
+
+def test_a_study_is_judged_by_what_it_was_run_with(write_study: WriteStudy) -> None:
+    write_study(generations=4)
+    run("confirm.finalists=1", "confirm.seeds=2", "settings.epochs=9")
+    plain = load_config("evolve.yaml")
+    study = load_study(plain)
+    used = as_run(plain, study)
+    assert used.settings == {"epochs": 9}
+    assert summarise(used, study).verdict.word == "better"
+    assert used.start.values == plain.start.values
+
+
+def test_a_study_cannot_start_from_the_file_that_it_overwrites(write_study: WriteStudy) -> None:
+    Path("hyp").mkdir()
+    Path("hyp/best.yaml").write_text("x: 0.5\ny: 0.5\n")
+    write_study(start="hyp/best.yaml")
+    with pytest.raises(ConfigError, match="is overwritten by every study"):
+        run()
+
+
+def test_a_trainer_that_takes_fitness_weights_gets_those_of_the_study(
+    write_study: WriteStudy,
+) -> None:
+    Path("trainer.py").write_text(TRAINER)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        write_study()
+        config = load_config("evolve.yaml", ["objective=trainer", "fitness={F1: 1.0}"])
+        used = with_fitness(config, load_objective("trainer"))
+        assert used.settings["fitness"] == {"F1": 1.0}
+        alone = load_config("evolve.yaml", ["objective=trainer"])
+        assert "fitness" not in with_fitness(alone, load_objective("trainer")).settings
+    finally:
+        sys.path.pop(0)
 
 
 def test_other_settings_are_another_study(write_study: WriteStudy) -> None:

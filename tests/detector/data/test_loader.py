@@ -7,7 +7,7 @@ import torch
 from detector.config import Hyp
 from detector.data.cache import ImageCache
 from detector.data.description import load_data, read_split
-from detector.data.loader import TrainingLoader, TrainingPictures
+from detector.data.loader import EpochOrder, TrainingLoader, TrainingPictures
 
 
 def pictures(data: Path, hyp: Hyp, seed: int = 0) -> TrainingPictures:
@@ -22,7 +22,7 @@ def epoch_images(loader: TrainingLoader, epoch: int, tail: bool = False) -> torc
 def test_an_epoch_shows_every_picture_once(tiny_set: Path) -> None:
     still = Hyp(mosaic=0, scale=0, translate=0, hsv_h=0, hsv_s=0, hsv_v=0, fliplr=0, flipud=0)
     source = pictures(tiny_set, still)
-    loader = TrainingLoader(source, 3, workers=0, pin_memory=False)
+    loader = TrainingLoader(source, 3, 16, workers=0, pin_memory=False)
     assert len(loader) == 3
     shown = {image.numpy().tobytes() for image in epoch_images(loader, 1)}
     stored = {np.ascontiguousarray(source.cache[i].transpose(2, 0, 1)).tobytes() for i in range(8)}
@@ -30,8 +30,8 @@ def test_an_epoch_shows_every_picture_once(tiny_set: Path) -> None:
 
 
 def test_seed_and_epoch_alone_decide_an_epoch(tiny_set: Path) -> None:
-    first = TrainingLoader(pictures(tiny_set, Hyp()), 3, workers=0, pin_memory=False)
-    second = TrainingLoader(pictures(tiny_set, Hyp()), 3, workers=0, pin_memory=False)
+    first = TrainingLoader(pictures(tiny_set, Hyp()), 3, 16, workers=0, pin_memory=False)
+    second = TrainingLoader(pictures(tiny_set, Hyp()), 3, 16, workers=0, pin_memory=False)
     epoch_images(first, 1)  # what was drawn before does not matter
     assert torch.equal(epoch_images(first, 2), epoch_images(second, 2))
     assert not torch.equal(epoch_images(first, 2), epoch_images(first, 3))
@@ -40,8 +40,8 @@ def test_seed_and_epoch_alone_decide_an_epoch(tiny_set: Path) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_workers_give_the_same_epoch_and_see_the_tail(tiny_set: Path) -> None:  # B-42
     hyp = Hyp(mosaic=1.0)
-    alone = TrainingLoader(pictures(tiny_set, hyp), 3, workers=0, pin_memory=False)
-    helped = TrainingLoader(pictures(tiny_set, hyp), 3, workers=1, pin_memory=False)
+    alone = TrainingLoader(pictures(tiny_set, hyp), 3, 16, workers=0, pin_memory=False)
+    helped = TrainingLoader(pictures(tiny_set, hyp), 3, 16, workers=1, pin_memory=False)
     for epoch, tail in ((1, False), (2, True)):
         assert torch.equal(epoch_images(alone, epoch, tail), epoch_images(helped, epoch, tail))
 
@@ -53,3 +53,17 @@ def test_boxes_follow_a_picture_that_is_scaled(tiny_set: Path) -> None:
     _, boxes, labels = doubled[(0, 2, False)]
     assert boxes == pytest.approx(samples[2].boxes * 2, abs=1e-3)
     assert labels.tolist() == samples[2].labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("nbs", "batch", "sizes"),
+    [(5, 4, [3, 2, 3]), (8, 3, [3, 3, 2]), (3, 16, [3, 3, 2]), (24, 16, [8]), (6, 4, [3, 3, 2])],
+)
+def test_a_step_takes_exactly_the_nominal_batch_in_equal_parts(
+    nbs: int, batch: int, sizes: list[int]
+) -> None:
+    order = EpochOrder(8, nbs, batch, seed=0)
+    parts = list(order)
+    assert [len(part) for part in parts] == sizes
+    assert len(order) == len(sizes)
+    assert sorted(index for part in parts for _, index, _ in part) == list(range(8))

@@ -225,7 +225,7 @@ def _draw_parameter(axes: Any, name: str, scene: _Scene) -> Any:
 
 def _set_scale(axes: Any, name: str, trials: Sequence[FrozenTrial]) -> None:
     """Give an axis names of choices, or few and plain numbers on a log scale."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     distribution = trials[0].distributions[name]
     choices = getattr(distribution, "choices", None)
@@ -237,7 +237,9 @@ def _set_scale(axes: Any, name: str, trials: Sequence[FrozenTrial]) -> None:
         decades = math.log10(max(values) / min(values))
         steps = (1.0,) if decades > 2 else (1.0, 3.0) if decades > 1 else (1.0, 2.0, 5.0)
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=6))
+        narrow = decades < 0.7  # LogLocator would then crowd the axis with linear ticks
+        marks = MaxNLocator(nbins=3) if narrow else LogLocator(subs=steps, numticks=6)
+        axes.xaxis.set_major_locator(marks)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
 

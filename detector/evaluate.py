@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detector.augment import letterbox
+from detector.augment import Images, letterbox
 from detector.backends import Backend, load_backend
 from detector.boxes import Detections
 from detector.cli import add_common, run_command
@@ -47,12 +47,6 @@ class Detector(Protocol):
 
     def detect(self, images: Tensor, conf: float, iou: float, max_det: int) -> list[Detections]:
         """Return the detections of each image, boxes in input pixels."""
-
-
-class Images(Protocol):
-    """Pictures by number, (h, w, 3) uint8 BGR: an `ImageCache`, or `Originals`."""
-
-    def __getitem__(self, index: int, /) -> np.ndarray: ...
 
 
 class Originals:

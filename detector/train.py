@@ -5,20 +5,15 @@ as many micro-batches of at most `config.batch` images as it needs.
 """
 
 import argparse
-import csv
 import dataclasses
 import itertools
-import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import yaml
 from tqdm import tqdm
 
 from detector.checkpoint import (
@@ -28,7 +23,7 @@ from detector.checkpoint import (
     save_checkpoint,
 )
 from detector.cli import add_common, new_directory, run_command
-from detector.config import TRAIN_NAMES, Hyp, TrainConfig, dump, parse_assignments, resolve
+from detector.config import TRAIN_NAMES, Hyp, TrainConfig, parse_assignments, resolve
 from detector.data.cache import ImageCache
 from detector.data.description import load_data, read_split
 from detector.data.loader import TrainingLoader, TrainingPictures
@@ -40,11 +35,13 @@ from detector.metrics import METRIC_NAMES, fitness
 from detector.models import build_model
 from detector.optim import Schedule, WeightAverage, build_optimizer, set_step
 from detector.plots import plot_training
+from detector.record import epoch_line, headline, write_result, write_results, write_settings
 from detector.result import Result
 from detector.tracking import NullTracker, Tracker, open_tracker
 
 log = logging.getLogger("detector")
 
+METRICS = ("fitness", *METRIC_NAMES)
 CHECK_EVERY = 20  # steps between looks at the loss; each look waits for the device
 Report = Callable[[int, dict[str, float]], bool]
 Item = TypeVar("Item")
@@ -121,9 +118,11 @@ def train(
         what = "nothing is left to do" if epoch >= config.epochs else "going on"
         log.info("%s: %d of %d epochs are done, %s", last, epoch, config.epochs, what)
     first_epoch, step = epoch, average.updates
-    _write_settings(directory, config, hyp)
+    write_settings(directory, config, hyp)
     tracker.start(dataclasses.asdict(config), dataclasses.asdict(hyp), directory)
-    log.info(_headline(config, hyp, network, device, amp, len(train_samples), len(val_samples)))
+    log.info(headline(config, hyp, network))
+    images = f"{len(train_samples)} training and {len(val_samples)} validation images"
+    log.info("%s, on %s in %s", images, device, str(amp).removeprefix("torch."))
 
     # ---- loop
     ended = "finished"
@@ -134,9 +133,11 @@ def train(
             family.enter_tail()
         network.train()
         totals: dict[str, torch.Tensor] = {}
-        bar = tqdm(total=len(train_samples), desc=f"epoch {epoch}", leave=False, disable=None)
+        pictures = tqdm(
+            loader.epoch(epoch, tail), f"epoch {epoch}", len(loader), leave=False, disable=None
+        )
         # Every step has equally many micro-batches, except perhaps the last one of an epoch.
-        for window in windows(loader.epoch(epoch, tail), -(-hyp.nbs // config.batch)):
+        for window in windows(pictures, -(-hyp.nbs // config.batch)):
             set_step(optimizer, schedule.learning_rate(step), schedule.momentum(step))
             sums: dict[str, torch.Tensor] = {}
             for batch in window:
@@ -145,7 +146,6 @@ def train(
                     parts, positives = family.losses(batch.images, batch.targets)
                 scaler.scale(parts["total"]).backward()
                 add_to(sums, parts | {"positives": positives})
-                bar.update(len(batch.targets))
             scaler.unscale_(optimizer)
             # One division for the whole window: k micro-batches give the gradient of one batch.
             positives = sums.pop("positives").clamp(min=1)
@@ -159,7 +159,6 @@ def train(
             if step % CHECK_EVERY == 0:
                 _stop_if_diverged(totals, step)
         _stop_if_diverged(totals, step)
-        bar.close()
         train_seconds = time.monotonic() - epoch_started
 
         # ---- evaluate, record, save
@@ -197,9 +196,9 @@ def train(
             "best": best,
         }
         save_checkpoint(last, content | {"state": state})
-        _write_results(directory / "results.csv", history)
+        write_results(directory / "results.csv", history)
         tracker.log(epoch, {name: value for name, value in row.items() if name != "epoch"})
-        log.info(_epoch_line(row, config.epochs, history[first_epoch:]))
+        log.info(epoch_line(row, config.epochs, history[first_epoch:]))
         if report is not None and "fitness" in row and report(epoch, {**row}):
             ended = "stopped"
             break
@@ -215,11 +214,8 @@ def train(
         seconds=time.monotonic() - started,
         ended=ended,
     )
-    _write_result(directory / "result.json", result)
+    write_result(directory / "result.json", result)
     return result
-
-
-METRICS = ("fitness", "mAP50-95", "mAP50", "precision", "recall", "F1")
 
 
 def windows(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -268,63 +264,6 @@ def _read_state(
                     "resume with the same settings or choose another --name"
                 )
     return content["state"]
-
-
-# ---- files and lines -----------------------------------------------------------------------
-
-
-def _write_settings(directory: Path, config: TrainConfig, hyp: Hyp) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    header = "Repeat this run: python -m detector.train --hyp this-file"
-    (directory / "hyp.yaml").write_text(dump(config, hyp, header), encoding="utf-8")
-    settings = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
-    (directory / "config.yaml").write_text(settings, encoding="utf-8")
-
-
-def _write_results(path: Path, history: list[dict[str, float]]) -> None:
-    names = list(dict.fromkeys(name for row in history for name in row))
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, restval="")
-        writer.writeheader()
-        writer.writerows(history)
-    partial.replace(path)
-
-
-def _write_result(path: Path, result: Result) -> None:
-    values = dataclasses.asdict(result)
-    path.write_text(json.dumps(values, default=str, indent=2) + "\n", encoding="utf-8")
-
-
-def _headline(
-    config: TrainConfig,
-    hyp: Hyp,
-    network: torch.nn.Module,
-    device: torch.device,
-    amp: torch.dtype,
-    train_count: int,
-    val_count: int,
-) -> str:
-    millions = sum(weight.numel() for weight in network.parameters()) / 1e6
-    return (
-        f"{network.name} ({millions:.2f} M parameters) on {config.data}: {train_count} training "
-        f"and {val_count} validation images at {config.imgsz} px, {config.epochs} epochs, "
-        f"{hyp.nbs} images a step, {config.optimizer}, {device} {str(amp).removeprefix('torch.')}"
-    )
-
-
-def _epoch_line(row: dict[str, float], epochs: int, done: list[dict[str, float]]) -> str:
-    losses = " ".join(
-        f"{name.removeprefix('train/')} {value:.3f}"
-        for name, value in row.items()
-        if name.startswith("train/")
-    )
-    scores = " ".join(f"{name} {row[name]:.3f}" for name in METRICS if name in row)
-    left = sum(item["seconds"] for item in done) / len(done) * (epochs - row["epoch"])
-    return (
-        f"epoch {row['epoch']}/{epochs}  {losses}  lr {row['lr']:.2g}  {scores}  "
-        f"{row['images_per_second']:.0f} img/s  ETA {timedelta(seconds=round(left))}"
-    )
 
 
 # ---- command -------------------------------------------------------------------------------
@@ -390,10 +329,7 @@ def _train_command(options: argparse.Namespace) -> dict[str, Any]:
     else:
         config, hyp = resolve(values, options.hyp)
         directory = new_directory(Path(options.project) / (options.name or Path(config.data).stem))
-    uri = options.mlflow or os.environ.get("MLFLOW_TRACKING_URI")
-    tracker = open_tracker(
-        uri, os.environ.get("MLFLOW_EXPERIMENT_NAME", "detector"), directory.name
-    )
+    tracker = open_tracker(options.mlflow, None, directory.name)
     try:
         result = train(config, hyp, directory, tracker=tracker, resume=bool(options.resume))
     except KeyboardInterrupt:

@@ -1,0 +1,67 @@
+"""What a training writes for people: its settings, one row an epoch, its result, its log lines."""
+
+import csv
+import dataclasses
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import yaml
+from torch import nn
+
+from detector.config import Hyp, TrainConfig, dump
+from detector.metrics import METRIC_NAMES
+from detector.result import Result
+
+Row = dict[str, float]  # one epoch: epoch, step, lr, train/<loss part>, metrics, seconds, ...
+
+
+def write_settings(directory: Path, config: TrainConfig, hyp: Hyp) -> None:
+    """Write `hyp.yaml`, which repeats the run, and `config.yaml`, the settings alone."""
+    directory.mkdir(parents=True, exist_ok=True)
+    header = "Repeat this run: python -m detector.train --hyp this-file"
+    (directory / "hyp.yaml").write_text(dump(config, hyp, header), encoding="utf-8")
+    settings = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+    (directory / "config.yaml").write_text(settings, encoding="utf-8")
+
+
+def write_results(path: Path, history: list[Row]) -> None:
+    """Write `results.csv` whole; what an epoch did not measure is blank."""
+    names = list(dict.fromkeys(name for row in history for name in row))
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, restval="")
+        writer.writeheader()
+        writer.writerows(history)
+    partial.replace(path)
+
+
+def write_result(path: Path, result: Result) -> None:
+    """Write `result.json`."""
+    values = dataclasses.asdict(result)
+    path.write_text(json.dumps(values, default=str, indent=2) + "\n", encoding="utf-8")
+
+
+def headline(config: TrainConfig, hyp: Hyp, network: nn.Module) -> str:
+    """Return what is about to be trained."""
+    millions = sum(weight.numel() for weight in network.parameters()) / 1e6
+    return (
+        f"{network.name} ({millions:.2f} M parameters) on {config.data} at {config.imgsz} px, "
+        f"{config.epochs} epochs, {hyp.nbs} images a step, {config.optimizer}"
+    )
+
+
+def epoch_line(row: Row, epochs: int, done: list[Row]) -> str:
+    """Return losses, learning rate, metrics, speed and time left; `done` are this run's epochs."""
+    losses = " ".join(
+        f"{name.removeprefix('train/')} {value:.3f}"
+        for name, value in row.items()
+        if name.startswith("train/")
+    )
+    names = ("fitness", *METRIC_NAMES)
+    scores = " ".join(f"{name} {row[name]:.3f}" for name in names if name in row)
+    left = sum(item["seconds"] for item in done) / len(done) * (epochs - row["epoch"])
+    return (
+        f"epoch {row['epoch']}/{epochs}  {losses}  lr {row['lr']:.2g}  {scores}  "
+        f"{row['images_per_second']:.0f} img/s  ETA {timedelta(seconds=round(left))}"
+    )

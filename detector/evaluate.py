@@ -5,15 +5,13 @@ letterbox and the same code, so they give the same numbers.
 """
 
 import argparse
-import itertools
-import json
 import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path, PurePath
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,14 +22,14 @@ from detector.augment import Images, letterbox
 from detector.backends import Backend, load_backend
 from detector.boxes import Detections
 from detector.cli import add_common, run_command
-from detector.data import coco
+from detector.coco_results import coco_results, write_json
 from detector.data.cache import scaled_size
 from detector.data.description import DataConfig, load_data, read_split
 from detector.data.images import read_image
 from detector.data.sample import Sample
 from detector.decode import select
 from detector.distributed import choose_device
-from detector.errors import ConfigError, DataError
+from detector.errors import ConfigError
 from detector.families import Family
 from detector.metrics import DetectionMetrics, Prediction, Truth, evaluate_detections
 from detector.plots import plot_confusion, plot_curves
@@ -63,14 +61,14 @@ class Originals:
 class Settings:
     """How detections are made for an evaluation. Raises: ConfigError for values out of range."""
 
-    imgsz: int  # side of the square input, pixels
+    imgsz: int = 0  # side of the square input, pixels; 0: what the weights were made for
     batch: int = 16
     conf: float = 0.001  # lower scores are dropped
     iou: float = 0.65  # of NMS
     max_det: int = 300  # per image; of these, 100 per class and image count
 
     def __post_init__(self) -> None:
-        if self.imgsz < 32 or self.imgsz % 32:
+        if self.imgsz < 0 or self.imgsz % 32:
             nearest = max(32, round(self.imgsz / 32) * 32)
             raise ConfigError(f"imgsz={self.imgsz} must be a multiple of 32: try {nearest}")
         for name in ("batch", "max_det"):
@@ -79,6 +77,10 @@ class Settings:
         for name in ("conf", "iou"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be 0 to 1")
+
+    def sized(self, imgsz: int) -> "Settings":
+        """Return the settings with an input side: their own, or else `imgsz`."""
+        return replace(self, imgsz=self.imgsz or imgsz)
 
 
 def evaluate_family(
@@ -154,29 +156,54 @@ def _batches(images: Images, count: int, imgsz: int, batch: int) -> Iterator[Ten
 # ---- stand-alone ---------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What was found in a split, and how good it is; `found` are boxes in pixels of the images."""
+
+    weights: Path
+    dataset: DataConfig
+    split: str
+    settings: Settings
+    samples: list[Sample]
+    found: list[Prediction]
+    metrics: DetectionMetrics
+    seconds: dict[str, float]  # of the whole split, by stage
+
+    def report(self) -> dict[str, Any]:
+        """Return plain values: the metrics by their names, "classes" (by name), "coco" (the twelve
+        numbers), "speed" (ms per image) and what was evaluated.
+        """
+        per_image = {name: 1000 * value / len(self.samples) for name, value in self.seconds.items()}
+        return {
+            **_as_dict(self.metrics, self.dataset.names),
+            "speed": per_image,
+            "weights": str(self.weights),
+            "data": str(self.dataset.path),
+            "split": self.split,
+            **asdict(self.settings),
+        }
+
+
 def evaluate(
     weights: str | Path,
     data: str | Path,
     split: str = "val",
-    imgsz: int | None = None,
-    batch: int = 16,
     device: str = "auto",
-    conf: float = 0.001,
-    iou: float = 0.65,
-    max_det: int = 300,
-    save_json: str | Path | None = None,
-    plots: str | Path | None = None,
+    settings: Settings | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a checkpoint or an exported file on a split of a data set.
-
-    Returns the metrics by their names, then "classes" (by name), "coco" (the twelve numbers),
-    "speed" (ms per image) and what was evaluated. `imgsz` is by default what the file was made
-    for. `save_json` takes the detections in COCO's result format, `plots` is a folder for pictures.
+    """Evaluate a checkpoint or an exported file on a split of a data set; see `Evaluation.report`.
 
     Raises: UserError for a wrong option, data set or file.
     """
+    return measure(weights, data, split, device, settings or Settings()).report()
+
+
+def measure(
+    weights: str | Path, data: str | Path, split: str, device: str, settings: Settings
+) -> Evaluation:
+    """Evaluate like `evaluate`, and keep the detections. Raises: UserError."""
     backend = load_backend(weights, choose_device(device))
-    settings = Settings(backend.imgsz if imgsz is None else imgsz, batch, conf, iou, max_det)
+    settings = settings.sized(backend.imgsz)
     dataset = load_data(data)
     samples = read_split(dataset, split)
     to_dataset = _label_map(backend, dataset)
@@ -184,23 +211,10 @@ def evaluate(
     found = find_objects(timed, samples, Originals(samples), settings, backend.device)
     found = [Prediction(p.boxes, p.scores, to_dataset[p.labels]) for p in found]
     started = time.perf_counter()
-    metrics = evaluate_detections(
-        [truth_of(sample) for sample in samples], found, dataset.num_classes, by_size=True
-    )
+    truths = [truth_of(sample) for sample in samples]
+    metrics = evaluate_detections(truths, found, dataset.num_classes, by_size=True)
     seconds = {**timed.seconds, "metrics": time.perf_counter() - started}
-    if save_json:
-        _write_json(Path(save_json), coco_results(dataset, split, samples, found))
-    if plots:
-        plot_curves(metrics, dataset.names, Path(plots) / "curves.png")
-        plot_confusion(metrics.confusion, dataset.names, Path(plots) / "confusion.png")
-    return {
-        **_as_dict(metrics, dataset.names),
-        "speed": {name: 1000 * value / len(samples) for name, value in seconds.items()},
-        "weights": str(weights),
-        "data": str(data),
-        "split": split,
-        **asdict(settings),
-    }
+    return Evaluation(Path(weights), dataset, split, settings, samples, found, metrics, seconds)
 
 
 class _Timed:
@@ -262,63 +276,6 @@ def _as_dict(metrics: DetectionMetrics, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-# ---- results in COCO's format --------------------------------------------------------------
-
-
-def coco_results(
-    dataset: DataConfig, split: str, samples: Sequence[Sample], found: Sequence[Prediction]
-) -> list[dict[str, Any]]:
-    """Return detections as COCO results: bbox x, y, width, height in pixels of the image on disk.
-
-    For a data set in COCO's format the image and category ids are its own; else an image's id is
-    its file name without extension and a category's the label.
-    """
-    ids, categories = _coco_ids(dataset, split, samples)
-    rows = []
-    for image, prediction in zip(ids, found, strict=True):
-        corners = prediction.boxes.astype(float)
-        bboxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-        rows += [
-            {"image_id": image, "category_id": categories[label], "bbox": bbox, "score": score}
-            for label, bbox, score in zip(
-                prediction.labels, bboxes.tolist(), prediction.scores.tolist(), strict=True
-            )
-        ]
-    return rows
-
-
-def _coco_ids(
-    dataset: DataConfig, split: str, samples: Sequence[Sample]
-) -> tuple[list[Any], list[Any]]:
-    """Return the id of each sample and of each label."""
-    if dataset.format != "coco":
-        return [sample.id for sample in samples], list(range(dataset.num_classes))
-    images: dict[tuple[str, ...], Any] = {}
-    categories: dict[str, Any] = {}
-    for entry in dataset.splits[split]:
-        content = coco.load_coco(coco.find_json(dataset.root, entry))
-        images |= {PurePath(row["file_name"]).parts: row["id"] for row in content.images}
-        categories |= {str(row["name"]): row["id"] for row in content.categories}
-    for entry in (entry for entries in dataset.splits.values() for entry in entries):
-        for row in coco.load_coco(coco.find_json(dataset.root, entry)).categories:
-            categories.setdefault(str(row["name"]), row["id"])  # a class this split does not list
-    depths = sorted({len(parts) for parts in images}, reverse=True)
-    ids = []
-    for sample in samples:  # file_name may have folders of its own
-        ends = (sample.path.parts[-depth:] for depth in depths)
-        ids.append(next(images[end] for end in ends if end in images))
-    unused = itertools.count(max(categories.values(), default=0) + 1)
-    return ids, [categories.get(name, next(unused)) for name in dataset.names]
-
-
-def _write_json(path: Path, rows: list[dict[str, Any]]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(rows), encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
-
-
 # ---- command -------------------------------------------------------------------------------
 
 EXAMPLES = """examples:
@@ -339,7 +296,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", required=True, metavar="FILE", help=".pt, .onnx or .engine")
     parser.add_argument("--data", required=True, help="data set description (yaml) or folder")
     parser.add_argument("--split", default="val", help="train, val or test (default val)")
-    parser.add_argument("--imgsz", type=int, help="input side, pixels (default: the weights' own)")
+    parser.add_argument(
+        "--imgsz", type=int, default=0, help="input side, pixels (default: the weights' own)"
+    )
     parser.add_argument("--batch", type=int, default=16, help="images at once (default 16)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--conf", type=float, default=0.001, help="least score (default 0.001)")
@@ -352,10 +311,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
-    wanted = {
-        name: value for name, value in vars(options).items() if name not in ("json", "verbose")
-    }
-    report = evaluate(**wanted)
+    settings = Settings(options.imgsz, options.batch, options.conf, options.iou, options.max_det)
+    found = measure(options.weights, options.data, options.split, options.device, settings)
+    if options.save_json:
+        rows = coco_results(found.dataset, found.split, found.samples, found.found)
+        write_json(Path(options.save_json), rows)
+    if options.plots:
+        folder, names = Path(options.plots), found.dataset.names
+        plot_curves(found.metrics, names, folder / "curves.png")
+        plot_confusion(found.metrics.confusion, names, folder / "confusion.png")
+    report = found.report()
     if not options.json:
         print(table(report))
     return report

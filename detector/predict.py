@@ -32,6 +32,7 @@ from detector.evaluate import Settings, in_image_pixels
 
 log = logging.getLogger("detector")
 
+CONF = 0.25  # least score of a detection that is shown
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm"})
 
 Source = str | Path | np.ndarray
@@ -108,25 +109,23 @@ class Wish:
 def predict(
     weights: str | Path | Backend,
     source: Source | Sequence[Source],
-    imgsz: int | None = None,
     device: str = "auto",
-    conf: float = 0.25,
-    iou: float = 0.65,
-    max_det: int = 300,
+    settings: Settings | None = None,
     classes: Sequence[str] | None = None,
     agnostic_nms: bool = False,
 ) -> list[Result]:
     """Return what a checkpoint or an exported file finds in each image of `source`.
 
     `weights` may also be a `Backend` that is already loaded. Pictures in memory are (H, W, 3) uint8
-    BGR. `classes` are names. Files that cannot be read are logged and left out.
+    BGR. `settings` are by default `Settings(conf=0.25)`; `classes` are names. Files that cannot be
+    read are logged and left out.
 
     Raises: UserError for a wrong option or weight file, no images, or no readable image.
     """
     backend = weights
     if not isinstance(backend, Backend):
         backend = load_backend(backend, choose_device(device))
-    settings = Settings(backend.imgsz if imgsz is None else imgsz, 1, conf, iou, max_det)
+    settings = (settings or Settings(conf=CONF)).sized(backend.imgsz)
     wish = Wish(settings, _class_labels(backend, classes), agnostic_nms)
     sources = find_sources(source)
     results = []
@@ -282,9 +281,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--source", required=True, nargs="+", metavar="IMAGE|FOLDER|GLOB", help="what to look at"
     )
-    parser.add_argument("--imgsz", type=int, help="input side, pixels (default: the weights' own)")
+    parser.add_argument(
+        "--imgsz", type=int, default=0, help="input side, pixels (default: the weights' own)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--conf", type=float, default=0.25, help="least score (default 0.25)")
+    parser.add_argument("--conf", type=float, default=CONF, help=f"least score (default {CONF})")
     parser.add_argument("--iou", type=float, default=0.65, help="IoU of NMS (default 0.65)")
     parser.add_argument("--max-det", type=int, default=300, help="detections per image (300)")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes")
@@ -299,8 +300,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _predict_command(options: argparse.Namespace) -> dict[str, Any]:
     backend = load_backend(options.weights, choose_device(options.device))
-    imgsz = backend.imgsz if options.imgsz is None else options.imgsz
-    settings = Settings(imgsz, 1, options.conf, options.iou, options.max_det)
+    settings = Settings(options.imgsz, 1, options.conf, options.iou, options.max_det)
+    settings = settings.sized(backend.imgsz)
     wish = Wish(settings, _class_labels(backend, options.classes), options.agnostic_nms)
     sources = find_sources(options.source)
     directory = None

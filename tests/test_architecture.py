@@ -103,7 +103,7 @@ def detector_row(name: str) -> int:
         ("families",),
         ("matching", "metrics"),
         ("optim",),
-        ("checkpoint", "result", "record"),
+        ("checkpoint", "result", "record", "coco_results"),
         ("tracking", "cli"),
         ("draw", "plots"),
         ("onnx_graph", "engine", "backends", "parity"),

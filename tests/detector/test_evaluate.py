@@ -124,7 +124,7 @@ def test_rounded_side_has_its_own_scale() -> None:
 def test_a_detector_that_sees_everything_scores_one(
     wide_set: Path, looking: None, imgsz: int, batch: int
 ) -> None:
-    report = evaluate("any.pt", wide_set, imgsz=imgsz, batch=batch)
+    report = evaluate("any.pt", wide_set, settings=Settings(imgsz, batch))
     assert report["mAP50"] == report["F1"] == 1.0
     assert report["mAP75"] > 0.9  # edges are blurred by a pixel of the input
     assert (report["images"], report["targets"]) == (5, 12)
@@ -191,7 +191,7 @@ def test_other_classes_are_refused(wide_set: Path, looking: None) -> None:
     ("values", "text"),
     [
         ({"imgsz": 100}, "imgsz=100 must be a multiple of 32: try 96"),
-        ({"imgsz": 0}, "imgsz=0 must be a multiple of 32: try 32"),
+        ({"imgsz": -64}, "imgsz=-64 must be a multiple of 32: try 32"),
         ({"imgsz": 64, "batch": 0}, "batch=0 must be at least 1"),
         ({"imgsz": 64, "max_det": -1}, "max_det=-1"),
         ({"imgsz": 64, "conf": 1.5}, "conf=1.5 must be 0 to 1"),
@@ -246,7 +246,9 @@ def test_pycocotools_reads_the_results_and_agrees(
     from pycocotools.cocoeval import COCOeval
 
     description = write_coco(tmp_path, wide_set)
-    report = evaluate("any.pt", description, save_json=tmp_path / "out" / "results.json")
+    report = evaluate("any.pt", description)
+    place = str(tmp_path / "out" / "results.json")
+    assert main(["--weights", "any.pt", "--data", str(description), "--save-json", place]) == 0
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(tmp_path / "wide" / "images" / "_annotations.coco.json"))
         found = truth.loadRes(str(tmp_path / "out" / "results.json"))
@@ -261,7 +263,7 @@ def test_pycocotools_reads_the_results_and_agrees(
 def test_results_of_another_format_are_in_image_pixels_with_stems(
     wide_set: Path, tmp_path: Path, looking: None
 ) -> None:
-    evaluate("any.pt", wide_set, imgsz=160, save_json="results.json")
+    main(["--weights=any.pt", f"--data={wide_set}", "--imgsz=160", "--save-json=results.json"])
     rows = json.loads(Path("results.json").read_text())
     assert {row["image_id"] for row in rows} == {"0", "1", "2", "3"}
     first = next(row for row in rows if row["image_id"] == "0" and row["bbox"][0] < 10)

@@ -11,6 +11,7 @@ import torch
 from detector.backends import Backend
 from detector.checkpoint import model_content, save_checkpoint
 from detector.errors import ConfigError, DataError
+from detector.evaluate import Settings
 from detector.models import build_model
 from detector.predict import Result, find_sources, main, predict
 
@@ -73,7 +74,7 @@ def test_boxes_are_pixels_of_the_image(backend: Backend, folder: Path) -> None:
 
 
 def test_json_holds_names_scores_and_boxes(backend: Backend, folder: Path) -> None:
-    (result,) = predict(backend, folder / "a.png", max_det=1)
+    (result,) = predict(backend, folder / "a.png", settings=Settings(conf=0.25, max_det=1))
     content = json.loads(result.to_json())
     assert (content["height"], content["width"]) == (100, 200)
     (row,) = content["detections"]
@@ -91,17 +92,19 @@ def test_plot_draws_on_the_file_or_the_picture(backend: Backend, folder: Path) -
 
 
 def test_confidence_count_and_overlap_are_options(backend: Backend, folder: Path) -> None:
-    def labels(**options: float) -> list[int]:
-        return predict(backend, folder / "a.png", **options)[0].labels.tolist()  # type: ignore[arg-type]
+    def labels(settings: Settings) -> list[int]:
+        return predict(backend, folder / "a.png", settings=settings)[0].labels.tolist()
 
-    assert labels(conf=0.75) == [0, 1]
-    assert labels(conf=0.1) == [0, 1, 2, 0]
-    assert labels(max_det=1) == [0]
-    assert labels(iou=1.0) == [0, 1, 2, 2]
+    assert labels(Settings(conf=0.75)) == [0, 1]
+    assert labels(Settings(conf=0.1)) == [0, 1, 2, 0]
+    assert labels(Settings(conf=0.25, max_det=1)) == [0]
+    assert labels(Settings(conf=0.25, iou=1.0)) == [0, 1, 2, 2]
 
 
 def test_classes_are_chosen_before_the_count_is_cut(backend: Backend, folder: Path) -> None:
-    (result,) = predict(backend, folder / "a.png", classes=["owl", "dog"], max_det=1)
+    (result,) = predict(
+        backend, folder / "a.png", settings=Settings(conf=0.25, max_det=1), classes=["owl", "dog"]
+    )
     assert result.labels.tolist() == [1]
 
 
@@ -118,7 +121,7 @@ def test_unknown_class_is_refused(backend: Backend, folder: Path) -> None:
 
 
 def test_nothing_found_is_a_result(backend: Backend, folder: Path) -> None:
-    (result,) = predict(backend, folder / "a.png", conf=0.95)
+    (result,) = predict(backend, folder / "a.png", settings=Settings(conf=0.95))
     assert result.boxes.shape == (0, 4)
     assert result.summary() == "nothing"
     assert np.array_equal(result.plot(), cv2.imread(str(folder / "a.png")))
@@ -127,7 +130,7 @@ def test_nothing_found_is_a_result(backend: Backend, folder: Path) -> None:
 def test_a_real_checkpoint_brings_its_names_and_size(folder: Path, tmp_path: Path) -> None:
     model = build_model("yolox-pico", 3)
     save_checkpoint(tmp_path / "x.pt", model_content(model, NAMES, 64))
-    results = predict(tmp_path / "x.pt", folder, conf=0.0, max_det=7, device="cpu")
+    results = predict(tmp_path / "x.pt", folder, "cpu", Settings(conf=0.0, max_det=7))
     assert [len(result.scores) for result in results] == [7, 7]
     assert isinstance(results[0], Result) and results[0].names == NAMES
 

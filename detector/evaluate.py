@@ -285,6 +285,21 @@ EXAMPLES = """examples:
 """
 
 
+def add_settings(parser: argparse.ArgumentParser, defaults: Settings) -> None:
+    """Add the options of every command that finds objects with a weight file."""
+    parser.add_argument("--weights", required=True, metavar="FILE", help=".pt, .onnx or .engine")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    for name, text in (
+        ("imgsz", "input side, pixels; 0: the weights' own"),
+        ("conf", "least score"),
+        ("iou", "IoU of NMS"),
+        ("max_det", "detections per image"),
+    ):
+        default = getattr(defaults, name)
+        option, help_text = f"--{name.replace('_', '-')}", f"{text} (default {default})"
+        parser.add_argument(option, type=type(default), default=default, help=help_text)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(
@@ -293,17 +308,10 @@ def main(argv: list[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--weights", required=True, metavar="FILE", help=".pt, .onnx or .engine")
+    add_settings(parser, Settings())
     parser.add_argument("--data", required=True, help="data set description (yaml) or folder")
     parser.add_argument("--split", default="val", help="train, val or test (default val)")
-    parser.add_argument(
-        "--imgsz", type=int, default=0, help="input side, pixels (default: the weights' own)"
-    )
     parser.add_argument("--batch", type=int, default=16, help="images at once (default 16)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--conf", type=float, default=0.001, help="least score (default 0.001)")
-    parser.add_argument("--iou", type=float, default=0.65, help="IoU of NMS (default 0.65)")
-    parser.add_argument("--max-det", type=int, default=300, help="detections per image (300)")
     parser.add_argument("--save-json", metavar="FILE", help="write detections as COCO results")
     parser.add_argument("--plots", metavar="FOLDER", help="write curves.png and confusion.png")
     add_common(parser)

@@ -28,7 +28,7 @@ from detector.decode import MAX_CANDIDATES
 from detector.distributed import choose_device
 from detector.draw import draw_detections
 from detector.errors import ConfigError, DataError, did_you_mean
-from detector.evaluate import Settings, in_image_pixels
+from detector.evaluate import Settings, add_settings, in_image_pixels
 
 log = logging.getLogger("detector")
 
@@ -277,17 +277,10 @@ def main(argv: list[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--weights", required=True, metavar="FILE", help=".pt, .onnx or .engine")
+    add_settings(parser, Settings(conf=CONF))
     parser.add_argument(
         "--source", required=True, nargs="+", metavar="IMAGE|FOLDER|GLOB", help="what to look at"
     )
-    parser.add_argument(
-        "--imgsz", type=int, default=0, help="input side, pixels (default: the weights' own)"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--conf", type=float, default=CONF, help=f"least score (default {CONF})")
-    parser.add_argument("--iou", type=float, default=0.65, help="IoU of NMS (default 0.65)")
-    parser.add_argument("--max-det", type=int, default=300, help="detections per image (300)")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes")
     parser.add_argument("--agnostic-nms", action="store_true", help="NMS across classes")
     parser.add_argument("--out", help="new folder for the files (default runs/predict/<weights>)")

@@ -12,7 +12,7 @@ from optuna.samplers import BaseSampler
 from evolve.config import Plugin
 from evolve.errors import ConfigError, did_you_mean
 from evolve.samplers.borrowed import BorrowedSampler
-from evolve.samplers.genetic import GeneticSampler
+from evolve.samplers.genetic import GeneticOptions, GeneticSampler
 from evolve.space import Params, Space
 
 LOCAL_STARTS = 10  # trials near the start values before a borrowed model takes over
@@ -36,8 +36,10 @@ def build_sampler(
     if ":" in name:
         return _foreign(strategy, ours)
     if name == "genetic":
-        _check_options(strategy, GeneticSampler, ours)
-        return _built(strategy, lambda: GeneticSampler(**ours, **strategy.options))
+        _check_options(strategy, GeneticOptions, {})
+        return _built(
+            strategy, lambda: GeneticSampler(**ours, options=GeneticOptions(**strategy.options))
+        )
     if name not in BORROWED:
         raise ConfigError(
             f"strategy {name} is not known{did_you_mean(name, STRATEGIES)}"

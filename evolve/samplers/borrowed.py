@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from evolve.record import CONFIRM, COUNTED, kind_of, search_trials
-from evolve.samplers.genetic import GeneticSampler
+from evolve.samplers.genetic import GeneticOptions, GeneticSampler
 from evolve.space import Params, Space
 
 
@@ -41,9 +41,8 @@ class BorrowedSampler(BaseSampler):
         self._seed = seed
         self._local = local
         # one elite and no crossover: neighbours of the best values so far, first of the start
-        self._near = GeneticSampler(
-            space=space, start=start, seed=seed, elites=1, crossover=0.0, global_share=0.0
-        )
+        near = GeneticOptions(elites=1, crossover=0.0, global_share=0.0)
+        self._near = GeneticSampler(space=space, start=start, seed=seed, options=near)
         self._inner: BaseSampler = make(0)
         self._is_local = False
 

@@ -5,6 +5,7 @@ a reopened study goes on exactly as if it had never been closed.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,26 @@ SHORTEST, LONGEST = 0.3, 1.5  # steps of a mutation in units of a gene's sigma
 BLEND = 2 / 3  # share of crossovers that average the elite; the others mix two gene by gene
 
 
+@dataclass(frozen=True)
+class GeneticOptions:
+    """How children are made; in evolve.yaml `strategy: {name: genetic, elites: 8}`."""
+
+    elites: int = 6  # the number of best trials that become parents
+    crossover: float = 0.75  # probability that a child has more than one parent
+    global_share: float = 0.05  # share of uniform proposals, against being caught at one place
+    startup: int = 10  # uniform trials before the first child where there are no start values
+
+    def __post_init__(self) -> None:
+        for name, least in (("elites", 1), ("startup", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r} must be a whole number, at least {least}")
+        for name in ("crossover", "global_share"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(f"{name}={value!r} must be 0 to 1")
+
+
 class GeneticSampler(BaseSampler):
     """Proposes the start values, then children of the best trials, in any Optuna study.
 
@@ -31,10 +52,6 @@ class GeneticSampler(BaseSampler):
         space: the genes; None takes what the study's trials have in common.
         start: values of trial 0 and centre of the search; None starts uniformly.
         budget: expected number of trials; steps shrink towards it. A hint that is never needed.
-        elites: the number of best trials that become parents.
-        crossover: probability that a child has more than one parent.
-        global_share: share of proposals drawn uniformly, against being caught at one place.
-        startup: uniform trials before the first child where there are no start values.
     """
 
     def __init__(
@@ -44,19 +61,13 @@ class GeneticSampler(BaseSampler):
         start: Mapping[str, Any] | None = None,
         seed: int = 0,
         budget: int | None = None,
-        elites: int = 6,
-        crossover: float = 0.75,
-        global_share: float = 0.05,
-        startup: int = 10,
+        options: GeneticOptions | None = None,
     ) -> None:
         self._space = space
         self._start = dict(start) if start is not None else None
         self._seed = seed
         self._budget = budget
-        self._elites = elites
-        self._crossover = crossover
-        self._global_share = global_share
-        self._startup = startup
+        self._options = options or GeneticOptions()
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -90,7 +101,7 @@ class GeneticSampler(BaseSampler):
             return {name: start[name] for name in space.names}
         rng = np.random.default_rng([self._seed, number])
         parents = self._parents(study, points)
-        if start is None and len(points) < self._startup:
+        if start is None and len(points) < self._options.startup:
             parents = parents[:0]
         elif not len(parents):
             parents = space.to_unit(centre)[None, :]
@@ -121,7 +132,7 @@ class GeneticSampler(BaseSampler):
         ]
         finished.sort(key=lambda entry: entry[:2])
         # a young study has few trials to tell merit from luck: the elite grows with it
-        count = min(self._elites, max(1, len(finished) // 3))
+        count = min(self._options.elites, max(1, len(finished) // 3))
         return np.array([point for _, _, point in finished[:count]])
 
     def _longest(self, tried: int) -> float:
@@ -140,7 +151,7 @@ class GeneticSampler(BaseSampler):
         """Return a child that no trial has tried, or any child where all has been tried."""
         params: Params = {}
         for attempt in range(ATTEMPTS):
-            uniform = rng.random() < self._global_share or 2 * attempt > ATTEMPTS
+            uniform = rng.random() < self._options.global_share or 2 * attempt > ATTEMPTS
             if uniform or not len(parents):
                 cube = rng.random(len(space.genes))
             else:
@@ -155,7 +166,7 @@ class GeneticSampler(BaseSampler):
         weights = np.log(len(parents) + 0.5) - np.log(np.arange(len(parents)) + 1.0)
         first, second = rng.choice(len(parents), size=2, p=weights / weights.sum())
         child: Cube = parents[first]
-        if rng.random() >= self._crossover:
+        if rng.random() >= self._options.crossover:
             return child
         if rng.random() < BLEND:
             blend = rng.dirichlet(2.0 * weights) @ parents  # (genes,)

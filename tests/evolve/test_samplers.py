@@ -14,7 +14,7 @@ from evolve import GeneticSampler
 from evolve.config import Plugin
 from evolve.errors import ConfigError
 from evolve.samplers import NEEDS, STRATEGIES, build_sampler
-from evolve.samplers.genetic import mutated, reflected
+from evolve.samplers.genetic import GeneticOptions, mutated, reflected
 from evolve.space import Params, Space
 
 AVAILABLE = [
@@ -170,6 +170,12 @@ def test_options_are_checked() -> None:
     wrong = Plugin("genetic", {"elite": 3})
     with pytest.raises(ConfigError, match="no option elite; did you mean elites"):
         build_sampler(wrong, space=MIXED, start=MIXED_START, seed=0)
+    for options, message in (
+        ({"elites": 0}, r"elites=0 must be a whole number, at least 1"),
+        ({"crossover": "often"}, r"crossover='often' must be 0 to 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build_sampler(Plugin("genetic", options), space=MIXED, start=MIXED_START, seed=0)
     wrong = Plugin("tpe", {"seed": 3})
     with pytest.raises(ConfigError, match="tpe has no option seed"):
         build_sampler(wrong, space=MIXED, start=MIXED_START, seed=0)
@@ -203,7 +209,7 @@ def test_start_values_come_first_without_being_queued() -> None:
 
 def test_failed_trials_are_never_parents() -> None:
     far = {f"x{i}": 1.0 for i in range(10)}
-    study = genetic_study(space=HILL, start=HILL_START, global_share=0.0)
+    study = genetic_study(space=HILL, start=HILL_START, options=GeneticOptions(global_share=0.0))
     study.add_trial(create_trial(params=HILL_START, distributions=HILL.distributions(), value=0.0))
     for _ in range(5):
         study.add_trial(
@@ -217,7 +223,7 @@ def test_failed_trials_are_never_parents() -> None:
 
 def test_repeats_with_other_seeds_are_never_parents() -> None:
     high = {f"x{i}": 1.0 for i in range(10)}
-    study = genetic_study(space=HILL, start=HILL_START, global_share=0.0)
+    study = genetic_study(space=HILL, start=HILL_START, options=GeneticOptions(global_share=0.0))
     study.add_trial(create_trial(params=HILL_START, distributions=HILL.distributions(), value=0.0))
     study.add_trial(
         create_trial(

@@ -5,6 +5,7 @@ command-line option or `--set` < a trial's parameters; it is checked once and th
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -122,7 +123,9 @@ class Hyp:
     def for_model(cls, name: str) -> "Hyp":
         """Return the shipped start values of the model's family (`hyp/<family>.yaml`)."""
         path = family_file(name)
-        return cls(**read_hyp_file(path)[0]) if path.is_file() else cls()
+        if not path.is_file():
+            return cls()
+        return cls(**_family_values(path, path.stat().st_mtime_ns))
 
     def dead(self, config: "TrainConfig") -> dict[str, str]:
         """Return the names that have no effect under this configuration, with the reason."""
@@ -173,6 +176,11 @@ def family_file(model: str) -> Path:
     """Return the path of the shipped hyperparameters of a model's family."""
     family = model.replace("_", "-").split("-")[0].split(":")[0]
     return Path(__file__).resolve().parent.parent / "hyp" / f"{family}.yaml"
+
+
+@functools.cache  # a preflight resolves some hundred configurations
+def _family_values(path: Path, changed: int) -> dict[str, Any]:
+    return read_hyp_file(path)[0]
 
 
 def read_hyp_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:

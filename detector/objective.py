@@ -14,13 +14,15 @@ from typing import Any, Protocol
 import cv2
 import torch
 
-from detector.config import ORDERED_PAIRS, TRAIN_NAMES, resolve
+from detector.config import ORDERED_PAIRS, TRAIN_NAMES, TrainConfig, resolve
 from detector.data.description import digest, load_data, read_split
 from detector.metrics import METRIC_NAMES, fitness
+from detector.models import build_model
 from detector.train import train
 
-# The hyperparameters and settings that activity rules read.
+# The hyperparameters and settings that activity rules read: numbers, and names to choose from.
 RULE_GENES = ("mosaic", "mixup", "no_aug_epochs", "ema_decay", "warmup_epochs", "epochs")
+RULE_CHOICES = ("schedule", "optimizer", "model")
 
 
 class Context(Protocol):
@@ -49,43 +51,97 @@ def evaluate(params: Mapping[str, Any], context: Context) -> dict[str, float]:
     return result.metrics
 
 
-def preflight(params: Mapping[str, Any], space: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def preflight(
+    params: Mapping[str, Any], space: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str | dict[str, Any]]:
     """Check settings and data before a study, and return its dead hyperparameters with reasons.
 
     `space` maps each searched name to its keys (low, high, choices). A name is dead when its
-    activity rule fails at every corner of the space that could make it act.
+    activity rule fails at every corner of the space that could make it act; one that is dead only
+    for some choices of another gets `{"when": {other: choices}, "reason": ...}`.
 
     Raises: `UserError` (a `ValueError`) for wrong settings, names, bounds or data.
     """
     config, _ = resolve(params)
     fitness(dict.fromkeys(METRIC_NAMES, 0.0), config.fitness)
-    data = load_data(config.data)
-    for split in ("train", "val"):
-        read_split(data, split)
-    reasons: dict[str, str] | None = None
-    for corner in _corners(params, space):
-        config, hyp = resolve(corner)
-        dead = hyp.dead(config)
-        reasons = dead if reasons is None else {k: v for k, v in reasons.items() if k in dead}
-    return {name: reason for name, reason in (reasons or {}).items() if name in space}
+    _check_files(config, space)
+    dead_where: list[tuple[dict[str, Any], dict[str, str]]] = []
+    for chosen in _chosen(space):
+        reasons: dict[str, str] | None = None
+        rest = {name: keys for name, keys in space.items() if name not in chosen}
+        for corner in _corners({**params, **chosen}, rest):
+            config, hyp = resolve(corner)
+            dead = hyp.dead(config)
+            reasons = dead if reasons is None else {k: v for k, v in reasons.items() if k in dead}
+        dead_where.append((chosen, reasons or {}))
+    found = {name: _finding(name, space, dead_where) for name in space}
+    return {name: finding for name, finding in found.items() if finding}
+
+
+def _check_files(config: TrainConfig, space: Mapping[str, Mapping[str, Any]]) -> None:
+    """Read every data set and build every network of the space, without memory for its weights."""
+    for path in space.get("data", {}).get("choices", [config.data]):
+        data = load_data(path)
+        for split in ("train", "val"):
+            read_split(data, split)
+        with torch.device("meta"):
+            for model in space.get("model", {}).get("choices", [config.model]):
+                build_model(model, data.num_classes)
+
+
+def _chosen(space: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield every mix of the choices that an activity rule may read."""
+    choices = {
+        name: keys["choices"]
+        for name, keys in space.items()
+        if keys.get("choices") and name in (*RULE_GENES, *RULE_CHOICES)
+    }
+    for values in itertools.product(*choices.values()):
+        yield dict(zip(choices, values, strict=True))
+
+
+def _finding(
+    name: str,
+    space: Mapping[str, Mapping[str, Any]],
+    dead_where: Sequence[tuple[dict[str, Any], dict[str, str]]],
+) -> str | dict[str, Any]:
+    """Return why a name is dead, for which choices alone it acts, or nothing."""
+    reasons = [dead[name] for _, dead in dead_where if name in dead]
+    acting = [chosen for chosen, dead in dead_where if name not in dead]
+    if not reasons or not acting:
+        return reasons[0] if reasons else ""
+    when = {}
+    for other in (other for other in acting[0] if other != name):
+        choices = space[other]["choices"]
+        kept = [choice for choice in choices if any(chosen[other] == choice for chosen in acting)]
+        if len(kept) < len(choices):
+            when[other] = kept
+    return {"when": when, "reason": reasons[0]} if when else ""
 
 
 def _corners(
     params: Mapping[str, Any], space: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the start, each gene at each of its ends, and every mix that an activity rule reads."""
+    """Yield `params`, each gene at all its choices or ends, and every mix that a rule reads."""
+    yield dict(params)
+    for name, keys in space.items():
+        values = keys["choices"] if "choices" in keys else _places(keys)
+        yield from ({**params, name: value} for value in values)
     ends = {name: (keys["low"], keys["high"]) for name, keys in space.items() if "low" in keys}
-    choices = {name: keys["choices"] for name, keys in space.items() if keys.get("choices")}
     rules = [name for name in RULE_GENES if name in ends]
-    for chosen in itertools.product(*choices.values()):
-        picked = {**params, **dict(zip(choices, chosen, strict=True))}
-        yield picked
-        yield from (picked | {name: end} for name, pair in ends.items() for end in pair)
-        for mixed in itertools.product(*(ends[name] for name in rules)):
-            yield picked | dict(zip(rules, mixed, strict=True))
-        for low, high in ORDERED_PAIRS:
-            if low in ends and high in ends:
-                yield picked | {low: ends[low][1], high: ends[high][0]}
+    for mixed in itertools.product(*(ends[name] for name in rules)):
+        yield {**params, **dict(zip(rules, mixed, strict=True))}
+    for low, high in ORDERED_PAIRS:
+        if low in ends and high in ends:
+            yield {**params, low: ends[low][1], high: ends[high][0]}
+
+
+def _places(keys: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Return low, high and a value between, which finds a range that fits at its ends alone."""
+    low, high = keys["low"], keys["high"]
+    whole = isinstance(low, int) and isinstance(high, int)
+    step = keys.get("step") or (1 if whole else 0.381966 * (high - low))
+    return low, high, low + step
 
 
 def train_fields() -> set[str]:

@@ -47,7 +47,7 @@ def test_a_reopened_trial_goes_on_from_its_last_epoch(tiny_set: Path, tmp_path: 
     assert resumed == whole
 
 
-def preflight(data: Path, space: dict[str, Any], **values: Any) -> dict[str, str]:
+def preflight(data: Path, space: dict[str, Any], **values: Any) -> dict[str, Any]:
     return objective.preflight({**SMALL, "data": str(data), **values}, space)
 
 
@@ -62,10 +62,98 @@ def test_a_hyperparameter_that_acts_somewhere_in_the_space_is_not_dead(tiny_set:
     space = {
         "mosaic": {"low": 0.0, "high": 1.0},
         "mixup": {"low": 0.0, "high": 1.0},
-        "lrf": {"low": 0.0, "high": 1.0},
-        "schedule": {"choices": ["multistep", "cosine"]},
+        "mixup_scale_min": {"low": 0.1, "high": 0.9},
     }
-    assert preflight(tiny_set, space, mosaic=0, mixup=0, schedule="multistep") == {}
+    assert preflight(tiny_set, space, mosaic=0, mixup=0) == {}
+
+
+def test_a_hyperparameter_that_acts_for_some_choices_alone_is_conditional(tiny_set: Path) -> None:
+    space = {
+        "lrf": {"low": 0.0, "high": 1.0},
+        "schedule": {"choices": ["multistep", "cosine", "constant"]},
+        "optimizer": {"choices": ["SGD", "AdamW"]},
+        "mosaic": {"choices": [0.0, 0.5]},
+        "mosaic_scale_min": {"low": 0.3, "high": 0.9},
+    }
+    found = preflight(tiny_set, space)
+    reason = "the schedule has no final value"
+    assert found.pop("lrf") == {"when": {"schedule": ["cosine"]}, "reason": reason}
+    assert found.pop("mosaic_scale_min")["when"] == {"mosaic": [0.5]}
+    assert found == {}
+    del space["mosaic"]  # two settings that are not searched: dead for good
+    assert set(preflight(tiny_set, space, mosaic=0)) == {"lrf", "mosaic_scale_min"}
+
+
+@pytest.mark.parametrize(
+    ("values", "dead"),
+    [
+        ({"schedule": "multistep"}, {"lrf"}),
+        ({"mosaic": 0}, {"mosaic_scale_min", "mosaic_scale_max", "mixup", "mixup_scale_max"}),
+        ({"mixup": 0}, {"mixup_scale_max"}),
+        ({"warmup_epochs": 0}, {"warmup_lr", "warmup_momentum"}),
+        ({"no_aug_epochs": 0}, {"l1"}),
+        ({"no_aug_epochs": 2}, {"mosaic_scale_min", "mosaic_scale_max", "mixup", "degrees",
+                                "mixup_scale_max"}),
+    ],
+)  # fmt: skip
+def test_each_dead_hyperparameter_is_named(
+    tiny_set: Path, values: dict[str, Any], dead: set[str]
+) -> None:
+    low_high = {
+        "lrf": (0.01, 1.0), "mosaic_scale_min": (0.3, 0.9), "mosaic_scale_max": (1.0, 2.0),
+        "mixup": (0.0, 0.5), "mixup_scale_max": (1.0, 2.0), "warmup_lr": (0.0, 0.1),
+        "warmup_momentum": (0.1, 0.9), "l1": (0.1, 2.0), "degrees": (0.0, 10.0), "lr0": (0.01, 0.1),
+    }  # fmt: skip
+    space = {name: {"low": low, "high": high} for name, (low, high) in low_high.items()}
+    for name in values.keys() & space.keys():
+        del space[name]
+    assert set(preflight(tiny_set, space, **values)) == dead
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "message"),
+    [
+        ("topk", {"low": 5.0, "high": 15.0}, "topk=8.81966 must be a whole number"),
+        ("imgsz", {"low": 64, "high": 128}, "imgsz=65 must be a multiple of"),
+        ("imgsz", {"choices": [64, 100]}, "imgsz=100 must be a multiple of"),
+        (
+            "model",
+            {"choices": ["yolox-pico", "yolox-pica"]},
+            "yolox-pica is not a known network; did you mean",
+        ),
+        ("data", {"choices": ["absent.yaml", "too.yaml"]}, "absent.yaml"),
+        ("optimizer", {"choices": ["SGD", "Adam"]}, "optimizer='Adam'"),
+    ],
+)
+def test_a_value_that_no_training_would_take_is_found_before_the_first_trial(
+    tiny_set: Path, name: str, keys: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        preflight(tiny_set, {name: keys})
+
+
+def test_everything_can_be_searched(tiny_set: Path, tmp_path: Path) -> None:
+    space = {
+        "model": {"choices": ["yolox-pico", "yolox:depth=0.33,width=0.125"]},
+        "imgsz": {"low": 64, "high": 96, "step": 32, "int": True},
+        "optimizer": {"choices": ["SGD", "AdamW"]},
+        "nbs": {"low": 2, "high": 8, "log": True, "int": True},
+        "batch": {"choices": [2, 4]},
+        "schedule": {"choices": ["cosine", "constant"]},
+        "amp": {"choices": [True, False]},
+        "epochs": {"low": 1, "high": 2, "int": True},
+        "workers": {"choices": [-1, 0]},
+        "val_every": {"choices": [1, 3]},
+    }
+    assert preflight(tiny_set, space) == {}
+    for index in (0, -1):
+        ends = [
+            (keys.get("choices") or [keys["low"], keys["high"]])[index] for keys in space.values()
+        ]
+        params = {**SMALL, "data": str(tiny_set), **dict(zip(space, ends, strict=True))}
+        trial = Trial(tmp_path / f"trial{index}")
+        assert 0 <= objective.evaluate(params, trial)["fitness"] <= 1
+        assert trial.reports[-1] == params["epochs"]
 
 
 @pytest.mark.parametrize(

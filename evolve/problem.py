@@ -7,7 +7,8 @@ from typing import Any
 
 from evolve.config import DEFAULT_METRIC, StudyConfig
 from evolve.errors import ConfigError
-from evolve.objective import Objective
+from evolve.objective import Metrics, Objective
+from evolve.preflight import probe
 from evolve.space import Params, Space
 
 
@@ -15,7 +16,7 @@ from evolve.space import Params, Space
 class Problem:
     """The searched space, its start values, and every other value that evaluate gets.
 
-    `dead` maps names that the preflight found without effect to the reason.
+    `dead` maps names of the space that have no effect here to the reason.
     """
 
     space: Space
@@ -24,24 +25,37 @@ class Problem:
     dead: dict[str, str]
 
     def params(self, trial_params: Mapping[str, Any]) -> Params:
-        """Return all values that evaluate gets for a trial."""
-        return {**self.constants, **trial_params}
+        """Return all values that evaluate gets for a trial; inactive genes at their start value."""
+        return {**self.constants, **self.space.settled(trial_params, self.start)}
 
 
 def build_problem(
-    config: StudyConfig, objective: Objective, notice: Callable[[str], None]
+    config: StudyConfig,
+    objective: Objective,
+    notice: Callable[[str], None],
+    evaluate: Callable[[Params], Metrics] | None = None,
 ) -> Problem:
     """Find the start values, ask the objective for dead genes, and lock those.
 
-    `notice` gets a line for whatever is not as the files say. Raises: ConfigError.
+    `evaluate` (all values to metrics, with one seed) is asked where the objective has no preflight
+    of its own. `notice` gets a line for whatever is not as the files say. Raises: ConfigError.
     """
     start = start_values(config, notice)
-    dead = _preflight(config, objective, start)
+    space, dead = config.space, {}
+    for name, finding in _preflight(config, objective, start, evaluate).items():
+        if isinstance(finding, Mapping):
+            space = space.conditional(name, finding["when"], config.source)
+            notice(f"searched only while {_while(space, name)}: {name} ({finding['reason']})")
+        else:
+            dead[name] = str(finding)
+    constants = _constants(config, start)
+    space = space.lock(dead)
+    searched = space.decided(constants).searched()
+    for name in space.searched().names:
+        if name not in searched.names:
+            dead[name] = f"it acts only while {_while(space, name)}"
     for name, reason in dead.items():
         notice(f"not searched: {name} has no effect here ({reason}); it stays at {start[name]}")
-    space = config.space.lock(dead)
-    constants = _constants(config, start)
-    searched = space.searched()
     if not searched.genes:
         raise ConfigError(f"{config.source}: space: nothing is left to search")
     return Problem(
@@ -50,6 +64,13 @@ def build_problem(
         constants={name: value for name, value in constants.items() if name not in searched.names},
         dead=dead,
     )
+
+
+def _while(space: Space, name: str) -> str:
+    """Return the conditions of a gene as words."""
+    when = next(gene.when for gene in space.genes if gene.name == name)
+    parts = (f"{other} is {' or '.join(map(str, values))}" for other, values in when)
+    return " and ".join(parts)
 
 
 def start_values(config: StudyConfig, notice: Callable[[str], None]) -> Params:
@@ -119,11 +140,23 @@ def with_fitness(config: StudyConfig, objective: Objective) -> StudyConfig:
     return replace(config, settings={**config.settings, "fitness": dict(config.fitness)})
 
 
-def _preflight(config: StudyConfig, objective: Objective, start: Params) -> dict[str, str]:
-    """Return the dead genes that are searched, with reasons."""
+def _preflight(
+    config: StudyConfig,
+    objective: Objective,
+    start: Params,
+    evaluate: Callable[[Params], Metrics] | None,
+) -> dict[str, str | Mapping[str, Any]]:
+    """Return the searched genes that are dead (a reason), or dead for some values of others.
+
+    The latter are `{"when": {other: values}, "reason": ...}`.
+    """
+    searched = config.space.searched()
     preflight = objective.optional("preflight")
-    if preflight is None:
+    if preflight is not None:
+        found = dict(preflight(_constants(config, start), searched.to_dict()))
+        return {name: found[name] for name in found if name in searched.names}
+    if evaluate is None:
         return {}
-    found = preflight(_constants(config, start), config.space.searched().to_dict())
-    names = config.space.searched().names
-    return {name: str(reason) for name, reason in dict(found).items() if name in names}
+    constants = _constants(config, start)
+    own = {name: start[name] for name in searched.names}
+    return dict(probe(searched, own, lambda params: evaluate({**constants, **params})))

@@ -283,7 +283,8 @@ def main() -> None:
     if given.report:
         from benchmarks.search_report import write_report
 
-        write_report(read(given.results), given.report_seeds, given.results)
+        records = list(read(given.results).values())
+        print(write_report(records, given.report_seeds, given.results, names))
 
 
 if __name__ == "__main__":

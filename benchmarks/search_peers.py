@@ -18,7 +18,7 @@ from evolve.space import Params, Space
 
 SWITCH = 100  # trials after which gp-cmaes leaves the Gaussian process
 REPEATED = 5  # configurations that gp-repeat measures again
-OPTUNA = ("random", "tpe", "tpe-mv", "gp", "cmaes", "cmaes-x0")
+OPTUNA = ("random", "tpe", "tpe-uv", "gp", "cmaes", "cmaes-x0")
 WIRED = ("tpe-local", "gp-local", "gp-cmaes", "gp-repeat")
 YOLO = ("classic", "present-ga")
 
@@ -251,7 +251,7 @@ def _number(text: str) -> Any:
 PEERS: dict[str, Callable[[Setting], BaseSampler]] = {
     "random": lambda known: RandomSampler(seed=known.seed),
     "tpe": lambda known: TPESampler(seed=known.seed),
-    "tpe-mv": lambda known: TPESampler(seed=known.seed, multivariate=True, group=True),
+    "tpe-uv": lambda known: TPESampler(seed=known.seed, multivariate=False),
     "gp": lambda known: gp(known.seed),
     "cmaes": lambda known: cmaes(known.seed),
     "cmaes-x0": lambda known: cmaes(known.seed, known.start, 0.2),

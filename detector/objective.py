@@ -14,8 +14,11 @@ from typing import Any, Protocol
 import cv2
 import torch
 
+from detector.checkpoint import load_model
 from detector.config import ORDERED_PAIRS, TRAIN_NAMES, TrainConfig, resolve
+from detector.cost import gflops, latency_ms, parameters
 from detector.data.description import digest, load_data, read_split
+from detector.distributed import choose_device
 from detector.metrics import METRIC_NAMES, fitness
 from detector.models import build_model
 from detector.train import train
@@ -41,6 +44,7 @@ class Context(Protocol):
 def evaluate(params: Mapping[str, Any], context: Context) -> dict[str, float]:
     """Train with `params` and return the metrics of the last epoch's averaged weights.
 
+    `parameters` and `gflops` stand beside them, and `latency_ms` if `context.wanted` names it.
     Goes on from `weights/last.pt` in the context's directory if an earlier attempt left one.
     """
     torch.set_num_threads(context.threads)
@@ -48,7 +52,20 @@ def evaluate(params: Mapping[str, Any], context: Context) -> dict[str, float]:
     own = {"seed": context.seed, "device": context.devices[0]}
     config, hyp = resolve({**params, **own})
     result = train(config, hyp, context.directory, report=context.report, resume=True)
-    return result.metrics
+    return {**result.metrics, **_costs(result.best_checkpoint, config, context)}
+
+
+def _costs(checkpoint: Path, config: TrainConfig, context: Context) -> dict[str, float]:
+    """Return what the trained network costs; its latency only if the study wants it."""
+    device = choose_device(config.device)
+    network = load_model(checkpoint, device).model
+    costs = {
+        "parameters": float(parameters(network)),
+        "gflops": gflops(network, config.imgsz, device),
+    }
+    if "latency_ms" in getattr(context, "wanted", ()):
+        costs["latency_ms"] = latency_ms(network, config.imgsz, device)
+    return costs
 
 
 def preflight(

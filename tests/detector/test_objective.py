@@ -20,6 +20,7 @@ class Trial:
     attempt: int = 1
     reports: list[int] = field(default_factory=list)
     stop_at: int = 99
+    wanted: tuple[str, ...] = ()
 
     def report(self, step: int, metrics: Mapping[str, float]) -> bool:
         assert "fitness" in metrics
@@ -32,9 +33,18 @@ def test_a_trial_trains_and_reports_every_epoch(tiny_set: Path, tmp_path: Path) 
     metrics = objective.evaluate({**SMALL, "data": str(tiny_set), "lr0": 0.01}, trial)
     assert trial.reports == [1, 2]
     assert set(metrics) >= {"fitness", "mAP50-95", "mAP50", "precision", "recall", "F1"}
+    assert metrics["parameters"] > 1e4
+    assert "latency_ms" not in metrics
     assert (trial.directory / "weights" / "best.pt").is_file()
     assert "lr0: 0.01" in (trial.directory / "hyp.yaml").read_text()
     assert "seed: 3" in (trial.directory / "hyp.yaml").read_text()
+
+
+def test_latency_is_measured_if_the_study_wants_it(tiny_set: Path, tmp_path: Path) -> None:
+    trial = Trial(tmp_path / "trial", wanted=("fitness", "latency_ms"))
+    metrics = objective.evaluate({**SMALL, "data": str(tiny_set), "epochs": 1}, trial)
+    assert 0.01 < metrics["latency_ms"] < 5000.0
+    assert 0.0 < metrics["gflops"] < 1.0
 
 
 def test_a_reopened_trial_goes_on_from_its_last_epoch(tiny_set: Path, tmp_path: Path) -> None:

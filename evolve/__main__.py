@@ -1,4 +1,4 @@
-"""`python -m evolve`: run, status, best, export, ui. Parse, call, print."""
+"""`python -m evolve`: run, status, best, export, import, export-txt, ui. Parse, call, print."""
 
 import argparse
 import json
@@ -18,10 +18,13 @@ if TYPE_CHECKING:  # a spawned worker imports this file again, and needs none of
 EXAMPLES = """examples:
   python -m evolve run --generations 30
   python -m evolve run --study small --set settings.epochs=10 --set space.lr0.high=0.05
-  python -m evolve run --strategy tpe --workers 2
+  python -m evolve run --strategy tpe --workers 2 --hours 8
+  python -m evolve run --study next --warm-start study
   python -m evolve status
   python -m evolve best --params
+  python -m evolve best --front
   python -m evolve export --format onnx,tensorrt-rtx --out engines
+  python -m evolve import evolve.txt
   python -m evolve ui --port 5001
 
 Ctrl-C stops a run; the same command goes on with it.
@@ -84,14 +87,18 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def best(arguments: argparse.Namespace) -> int:
-    """Print the winner as best.yaml, or its searched values alone."""
+    """Print the winner as best.yaml, its searched values alone, or the best trade-offs."""
+    from evolve.printout import front_text
     from evolve.summary import best_yaml, recommended_params, summarise
     from evolve.yamlfile import write_yaml
 
     config, study = _opened(arguments)
     summary = summarise(config, study)
     params = recommended_params(summary)
-    text = write_yaml(params) if arguments.params else best_yaml(config, summary)
+    if arguments.front:
+        text = front_text(summary)
+    else:
+        text = write_yaml(params) if arguments.params else best_yaml(config, summary)
     _print(arguments, summary.to_dict(), text.rstrip())
     return 0
 
@@ -104,6 +111,29 @@ def export(arguments: argparse.Namespace) -> int:
     formats = [name.strip() for name in arguments.format.split(",")] if arguments.format else None
     files = export_winner(config, study, formats, arguments.out)
     _print(arguments, {"files": [str(path) for path in files]}, "\n".join(map(str, files)))
+    return 0
+
+
+def import_(arguments: argparse.Namespace) -> int:
+    """Add the trials of an older search (evolve.txt, .ndjson, evolve.csv) to the study."""
+    from evolve.transfer import import_file
+
+    config = _config(arguments)
+    _quiet_optuna()
+    count = import_file(config, arguments.file)
+    text = f"{count} trials of {arguments.file} are in study {config.study.name} now"
+    _print(arguments, {"study": config.study.name, "trials": count}, text)
+    return 0
+
+
+def export_txt(arguments: argparse.Namespace) -> int:
+    """Write the study as the evolve.txt of 2019."""
+    from evolve.transfer import export_file
+
+    config, study = _opened(arguments)
+    path = arguments.file or config.directory / "evolve.txt"
+    export_file(study, path)
+    _print(arguments, {"files": [str(path)]}, str(path))
     return 0
 
 
@@ -135,26 +165,40 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     runner = _command(commands, run, "start or resume the study of evolve.yaml")
     runner.add_argument("--generations", type=_count, metavar="N", help="trials in total")
+    runner.add_argument("--hours", type=float, metavar="H", help="end the search after H hours")
+    runner.add_argument("--gpu-hours", type=float, metavar="H", help="... after H hours of GPUs")
     runner.add_argument(
-        "--strategy", metavar="NAME", help="genetic, tpe, random, module:Class, ..."
+        "--strategy", metavar="NAME", help="guided, genetic, tpe, random, module:Class, ..."
+    )
+    runner.add_argument(
+        "--warm-start", metavar="STUDY|YAML", help="learn from name, storage#name, or best.yaml"
     )
     runner.add_argument("--workers", type=_count, metavar="N", help="trials at once")
     _command(commands, status, "print how far the study is")
     winner = _command(commands, best, "print the winner's values as best.yaml")
     winner.add_argument("--params", action="store_true", help="only the values that were searched")
+    winner.add_argument("--front", action="store_true", help="the best trade-offs of a study")
     exporter = _command(commands, export, "turn the winner into an engine")
     exporter.add_argument("--format", metavar="LIST", help="such as onnx,tensorrt-rtx")
     exporter.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go")
+    for parser_of_winner in (runner, winner, exporter):
+        parser_of_winner.add_argument(
+            "--pick", type=_count, metavar="N", help="take trial N for the winner"
+        )
+    importer = _command(commands, import_, "add the trials of an older search", "import")
+    importer.add_argument("file", type=Path, metavar="FILE", help="evolve.txt, .ndjson, .csv")
+    writer = _command(commands, export_txt, "write the study as evolve.txt", "export-txt")
+    writer.add_argument("file", type=Path, nargs="?", metavar="FILE")
     server = _command(commands, ui, "serve the tracker's pages on this machine")
     server.add_argument("--port", type=int, default=None, metavar="N", help="a free one by default")
     return parser
 
 
 def _command(
-    commands: Any, body: Callable[[argparse.Namespace], int], text: str
+    commands: Any, body: Callable[[argparse.Namespace], int], text: str, name: str = ""
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
-        body.__name__,
+        name or body.__name__,
         help=text,
         description=body.__doc__,
         epilog=EXAMPLES,
@@ -176,13 +220,18 @@ def _config(arguments: argparse.Namespace) -> "StudyConfig":
     """Read evolve.yaml with all overrides of the command line; named options win over --set."""
     from evolve.config import load_config
 
-    named = {
-        "study.name": arguments.study,
-        "study.storage": arguments.storage,
-        "study.generations": getattr(arguments, "generations", None),
-        "strategy": getattr(arguments, "strategy", None),
-        "workers.count": getattr(arguments, "workers", None),
+    keys = {
+        "study": "study.name",
+        "storage": "study.storage",
+        "generations": "study.generations",
+        "hours": "study.hours",
+        "gpu_hours": "study.gpu_hours",
+        "pick": "study.pick",
+        "strategy": "strategy",
+        "warm_start": "warm_start",
+        "workers": "workers.count",
     }
+    named = {key: getattr(arguments, option, None) for option, key in keys.items()}
     options = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
     return load_config(arguments.config, [*arguments.set, *options])
 

@@ -2,26 +2,38 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from evolve.errors import ConfigError, did_you_mean
+from evolve.front import CAPABLE, FITNESS, MAXIMIZE, MINIMIZE
+from evolve.limits import Limit
+from evolve.reader import Reader
 from evolve.space import Params, Space, finite_number
 from evolve.yamlfile import parse_value, read_yaml
 
 STUDIES = Path("runs/evolve")  # one folder a study, under the working directory
 DEFAULT_METRIC = "fitness"
+DEFAULT_STRATEGY = "genetic"
 
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """Which study, how many generations in total, and where Optuna keeps it."""
+    """Which study, what ends it (whichever comes first), and where Optuna keeps it.
+
+    `early_stop` lets the strategy end the search when going on does not pay; `pick` is the trial to
+    recommend instead of the one that the study would.
+    """
 
     name: str = "study"
     generations: int = 300
+    hours: float | None = None
+    gpu_hours: float | None = None
+    early_stop: bool = True
     seed: int = 0
     storage: str = "sqlite:///runs/evolve.db"
+    pick: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,18 +79,26 @@ class Start:
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """A whole evolve.yaml. `fitness` maps metric names to weights; `source` names the file."""
+    """A whole evolve.yaml. `fitness` maps metric names to weights; `source` names the file.
+
+    `objectives` maps names to directions, fitness first; empty is fitness alone. `preflight` asks
+    for a short probe of an objective that cannot say itself which genes have no effect.
+    """
 
     objective: str
     space: Space
     study: StudyOptions = field(default_factory=StudyOptions)
     settings: Params = field(default_factory=dict)
     fitness: dict[str, float] = field(default_factory=lambda: {DEFAULT_METRIC: 1.0})
-    strategy: Plugin = field(default_factory=lambda: Plugin("genetic"))
+    strategy: Plugin = field(default_factory=lambda: Plugin(DEFAULT_STRATEGY))
     start: Start = field(default_factory=Start)
     pruning: Plugin = field(default_factory=lambda: Plugin("none"))
     confirm: ConfirmOptions = field(default_factory=ConfirmOptions)
     workers: WorkerOptions = field(default_factory=WorkerOptions)
+    limits: dict[str, Limit] = field(default_factory=dict)
+    objectives: dict[str, str] = field(default_factory=dict)
+    warm_start: str | None = None
+    preflight: bool = False
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
     source: str = "evolve.yaml"
 
@@ -87,8 +107,19 @@ class StudyConfig:
         """Folder of the study's files."""
         return STUDIES / self.study.name
 
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Names of the metrics that evaluate has to return."""
+        names = dict.fromkeys([*self.fitness, *self.objectives, *self.limits])
+        own = FITNESS in self.fitness
+        return tuple(name for name in names if name != FITNESS or own)
+
     def identity(self) -> dict[str, Any]:
         """Return what must stay the same for trials of one study to be comparable (JSON types)."""
+        later = {  # keys that older studies do not have
+            "limits": {name: asdict(limit) for name, limit in self.limits.items()},
+            "objectives": self.objectives,
+        }
         return {
             "objective": self.objective,
             "settings": self.settings,
@@ -96,10 +127,11 @@ class StudyConfig:
             "start": {"values": self.start.values, "train": self.start.train},
             "space": {name: _bounds(keys) for name, keys in self.space.to_dict().items()},
             "seed": self.study.seed,
+            **{key: value for key, value in later.items() if value},
         }
 
 
-SECTIONS = ("metric", "limits", *(f.name for f in fields(StudyConfig) if f.name != "source"))
+SECTIONS = ("metric", *(f.name for f in fields(StudyConfig) if f.name != "source"))
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> StudyConfig:
@@ -121,72 +153,32 @@ def parse_config(tree: Mapping[str, Any], path: Path = Path("evolve.yaml")) -> S
     for key in ("objective", "space"):
         if not tree.get(key):
             raise ConfigError(f"{path}: {key} is missing")
-    section = _Reader(path, tree)
-    section.mapping("limits", ())
+    section = Reader(path, tree)
+    objectives, start = _objectives(section), _start(section)
+    settings = section.anything("settings")
+    constants = {**start.train, **start.values, **settings}
     space = {name: keys for name, keys in section.anything("space").items() if keys is not None}
     return StudyConfig(
         objective=section.text("objective"),
-        space=Space.from_dict(space, str(path)),
+        space=Space.from_dict(space, str(path), constants),
         study=_study(section),
-        settings=section.anything("settings"),
+        settings=settings,
         fitness=_fitness(section),
-        strategy=_plugin(section, "strategy", "genetic"),
-        start=_start(section),
-        pruning=_plugin(section, "pruning", "none"),
+        strategy=_strategy(section, objectives),
+        start=start,
+        pruning=_pruning(section, objectives),
         confirm=_confirm(section),
         workers=_workers(section),
+        limits=_limits(section),
+        objectives=objectives,
+        warm_start=section.text("warm_start") if section.tree.get("warm_start") else None,
+        preflight=section.boolean("preflight", False),
         tracking=_tracking(section),
         source=str(path),
     )
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Typed look-ups in one mapping; `prefix` is the dotted name of that mapping."""
-
-    path: Path
-    tree: Mapping[str, Any]
-    prefix: str = ""
-
-    def where(self, key: str) -> str:
-        return f"{self.path}: {self.prefix}{key}"
-
-    def anything(self, key: str) -> dict[str, Any]:
-        """Return a mapping with any keys; nothing there is an empty one."""
-        value = self.tree.get(key)
-        if value is None:
-            return {}
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{self.where(key)} must be a mapping, got {value!r}")
-        return {str(name): entry for name, entry in value.items()}
-
-    def mapping(self, key: str, allowed: Iterable[str]) -> "_Reader":
-        """Return a reader of a mapping that may hold only the allowed keys."""
-        allowed = tuple(allowed)
-        tree = self.anything(key)
-        for name in tree:
-            if name not in allowed:
-                raise ConfigError(
-                    f"{self.where(key)}.{name} is not a key{did_you_mean(name, allowed)}"
-                )
-        return _Reader(self.path, tree, f"{self.prefix}{key}.")
-
-    def text(self, key: str, default: str = "") -> str:
-        value = self.tree.get(key, default)
-        if not isinstance(value, str) or not value:
-            raise ConfigError(f"{self.where(key)} must be text, got {value!r}")
-        return value
-
-    def integer(self, key: str, default: int, low: int) -> int:
-        value = self.tree.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ConfigError(
-                f"{self.where(key)} must be a whole number of {low} or more, got {value!r}"
-            )
-        return value
-
-
-def _study(section: _Reader) -> StudyOptions:
+def _study(section: Reader) -> StudyOptions:
     study = section.mapping("study", (f.name for f in fields(StudyOptions)))
     defaults = StudyOptions()
     name = study.text("name", defaults.name)
@@ -197,12 +189,16 @@ def _study(section: _Reader) -> StudyOptions:
     return StudyOptions(
         name=name,
         generations=study.integer("generations", defaults.generations, 0),
+        hours=study.positive("hours"),
+        gpu_hours=study.positive("gpu_hours"),
+        early_stop=study.boolean("early_stop", defaults.early_stop),
         seed=study.integer("seed", defaults.seed, 0),
         storage=study.text("storage", defaults.storage),
+        pick=None if study.tree.get("pick") is None else study.integer("pick", 0, 0),
     )
 
 
-def _fitness(section: _Reader) -> dict[str, float]:
+def _fitness(section: Reader) -> dict[str, float]:
     if section.tree.get("fitness") and section.tree.get("metric"):
         raise ConfigError(f"{section.path}: give fitness (weights) or metric (one name), not both")
     weights = section.anything("fitness") or {section.text("metric", DEFAULT_METRIC): 1.0}
@@ -215,16 +211,81 @@ def _fitness(section: _Reader) -> dict[str, float]:
     return checked
 
 
-def _plugin(section: _Reader, key: str, default: str) -> Plugin:
+def _plugin(section: Reader, key: str, default: str) -> Plugin:
     value = section.tree.get(key)
     if isinstance(value, Mapping):
         options = section.anything(key)
-        name = _Reader(section.path, options, f"{key}.").text("name")
+        name = Reader(section.path, options, f"{key}.").text("name")
         return Plugin(name, {option: options[option] for option in options if option != "name"})
     return Plugin(section.text(key) if value is not None else default)
 
 
-def _start(section: _Reader) -> Start:
+def _limits(section: Reader) -> dict[str, Limit]:
+    """Return the limits by metric: a number is a maximum, `{min: , max: }` says it all."""
+    limits = {}
+    for name, value in section.anything("limits").items():
+        where = section.where(f"limits.{name}")
+        if not isinstance(value, Mapping):
+            limits[name] = Limit(max=finite_number(value, where))
+            continue
+        for key in value:
+            if key not in ("min", "max"):
+                raise ConfigError(f"{where}.{key} is not a key{did_you_mean(key, ('min', 'max'))}")
+        if not value:
+            raise ConfigError(f"{where} needs min or max")
+        bounds = {key: finite_number(bound, f"{where}.{key}") for key, bound in value.items()}
+        limits[name] = Limit(**bounds)
+    return limits
+
+
+def _objectives(section: Reader) -> dict[str, str]:
+    """Return the directions by objective, fitness first; every other one is minimised if not said.
+
+    One objective alone is the fitness of an ordinary study.
+    """
+    listed = section.tree.get("objectives") or []
+    where = section.where("objectives")
+    if not isinstance(listed, list):
+        raise ConfigError(f"{where} must be a list such as [fitness, latency_ms], got {listed!r}")
+    found: dict[str, str] = {}
+    for entry in listed:
+        given = entry if isinstance(entry, Mapping) else {entry: None}
+        for name, direction in given.items():
+            usual = MAXIMIZE if name == FITNESS else MINIMIZE
+            if name in found or not isinstance(name, str):
+                raise ConfigError(f"{where}: {name!r} must be a name, and stand there once")
+            if direction not in (None, MAXIMIZE, MINIMIZE):
+                raise ConfigError(f"{where}.{name} must be {MAXIMIZE} or {MINIMIZE}")
+            found[name] = direction or usual
+    if found and found.get(FITNESS) != MAXIMIZE:
+        raise ConfigError(
+            f"{where} must hold {FITNESS}, which is maximised; fitness: says what it is"
+        )
+    others = sorted(name for name in found if name != FITNESS)
+    return {FITNESS: MAXIMIZE, **{name: found[name] for name in others}} if others else {}
+
+
+def _strategy(section: Reader, objectives: Mapping[str, str]) -> Plugin:
+    plugin = _plugin(section, "strategy", CAPABLE[0] if objectives else DEFAULT_STRATEGY)
+    if objectives and plugin.name not in CAPABLE and ":" not in plugin.name:
+        raise ConfigError(
+            f"{section.where('strategy')}: {plugin.name} has one objective;"
+            f" with several take {', '.join(CAPABLE)} or module:Class"
+        )
+    return plugin
+
+
+def _pruning(section: Reader, objectives: Mapping[str, str]) -> Plugin:
+    plugin = _plugin(section, "pruning", "none")
+    if objectives and plugin.name != "none":
+        raise ConfigError(
+            f"{section.where('pruning')}: {plugin.name} cannot stop trials of several objectives:"
+            " take none"
+        )
+    return plugin
+
+
+def _start(section: Reader) -> Start:
     value = section.tree.get("start")
     if value is None:
         return Start()
@@ -244,14 +305,14 @@ def _start_of(tree: dict[str, Any], source: str) -> Start:
     return Start(values=tree, train=dict(train), source=source)
 
 
-def _confirm(section: _Reader) -> ConfirmOptions:
+def _confirm(section: Reader) -> ConfirmOptions:
     if section.tree.get("confirm", {}) in (0, None, False):
         return ConfirmOptions(finalists=0, seeds=0)
     confirm = section.mapping("confirm", (f.name for f in fields(ConfirmOptions)))
     return ConfirmOptions(confirm.integer("finalists", 3, 0), confirm.integer("seeds", 3, 0))
 
 
-def _workers(section: _Reader) -> WorkerOptions:
+def _workers(section: Reader) -> WorkerOptions:
     if isinstance(section.tree.get("workers"), int):
         return WorkerOptions(count=section.integer("workers", 1, 1))
     workers = section.mapping("workers", (f.name for f in fields(WorkerOptions)))
@@ -261,7 +322,7 @@ def _workers(section: _Reader) -> WorkerOptions:
     return WorkerOptions(workers.integer("count", 1, 1), per_device)
 
 
-def _tracking(section: _Reader) -> TrackingOptions:
+def _tracking(section: Reader) -> TrackingOptions:
     value = section.tree.get("tracking", {})
     if value is None or value is False or value == "none":
         return TrackingOptions(uri=None)

@@ -13,7 +13,16 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from evolve.config import ConfirmOptions
-from evolve.record import CONFIRM, DIVERGED, START, fitness, kind_of, ranking, reason_of
+from evolve.record import (
+    CONFIRM,
+    DIVERGED,
+    START,
+    feasible,
+    fitness,
+    kind_of,
+    ranking,
+    reason_of,
+)
 from evolve.space import Params
 
 CONFIDENCE = 0.90
@@ -34,11 +43,15 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Measured:
-    """The fitness of one configuration by repeat; `failed` repeats have none."""
+    """The fitness of one configuration by repeat; `failed` repeats have none.
+
+    `over`: most of the repeats are beyond a limit.
+    """
 
     configuration: Configuration
     values: dict[int, float] = field(default_factory=dict)
     failed: int = 0
+    over: bool = False
 
     @property
     def mean(self) -> float:
@@ -79,25 +92,35 @@ class Verdict:
     finalists: tuple[Measured, ...] = ()
 
 
-def configurations(trials: Sequence[FrozenTrial], options: ConfirmOptions) -> list[Configuration]:
-    """Return what to measure, the start values first; empty if there is nothing to compare."""
+def configurations(
+    trials: Sequence[FrozenTrial], options: ConfirmOptions, order: Sequence[int] | None = None
+) -> list[Configuration]:
+    """Return what to measure, the start values first; empty if there is nothing to compare.
+
+    `order` are the numbers of the trials that deserve it, best first; None: as they rank.
+    """
     starts = [trial for trial in trials if kind_of(trial) == START and trial.params]
     if not (starts and options.finalists and options.seeds):
         return []
     start = starts[0]
     chosen = [Configuration(start.number, start.params, is_start=True)]
-    for trial in ranking(trials):
+    ranked = ranking(trials)
+    if order is not None:
+        by_number = {trial.number: trial for trial in ranked}
+        ranked = [by_number[number] for number in order if number in by_number]
+    for trial in ranked:
         if all(trial.params != other.params for other in chosen):
             chosen.append(Configuration(trial.number, trial.params))
     return chosen[: options.finalists + 1] if len(chosen) > 1 else []
 
 
 def missing_repeat(
-    trials: Sequence[FrozenTrial], options: ConfirmOptions
+    trials: Sequence[FrozenTrial], options: ConfirmOptions, order: Sequence[int] | None = None
 ) -> tuple[Configuration, int] | None:
     """Return the next configuration and repeat that nobody has measured or is measuring."""
+    chosen = configurations(trials, options, order)
     for repeat in range(options.seeds):
-        for configuration in configurations(trials, options):
+        for configuration in chosen:
             runs = _runs(trials, configuration, repeat)
             failed = [trial for trial in runs if trial.state == TrialState.FAIL]
             if len(runs) == len(failed) and not _given_up(failed):
@@ -105,20 +128,39 @@ def missing_repeat(
     return None
 
 
-def judge(trials: Sequence[FrozenTrial], options: ConfirmOptions) -> Verdict:
-    """Compare the repeats of the finalists with those of the start values."""
-    chosen = configurations(trials, options)
-    complete = missing_repeat(trials, options) is None and not _running(trials)
+def judge(
+    trials: Sequence[FrozenTrial],
+    options: ConfirmOptions,
+    order: Sequence[int] | None = None,
+    estimates: Mapping[int, float] | None = None,
+) -> Verdict:
+    """Compare the repeats of the finalists with those of the start values.
+
+    The finalist with the best of `estimates` (fitness by number of its trial; the mean of its
+    repeats where there is none) is recommended, the start values only if all are shown to be worse.
+    """
+    chosen = configurations(trials, options, order)
+    complete = missing_repeat(trials, options, order) is None and not _running(trials)
     if not (chosen and complete):
         return Verdict(UNCONFIRMED, _why_unconfirmed(chosen, options))
     start, *finalists = (_measured(trials, configuration, options) for configuration in chosen)
     usable = [measured for measured in finalists if measured.values]
     if not (usable and start.values):
         return Verdict(UNCONFIRMED, f"{UNCONFIRMED}: the repeats with other seeds failed")
-    best = min(usable, key=lambda measured: (measured.failed, -measured.mean))
-    gain = paired_gain(start.values, best.values, compared=len(finalists))
+
+    def merit(measured: Measured) -> tuple[bool, int, float]:
+        estimate = (estimates or {}).get(measured.configuration.of, measured.mean)
+        return measured.over, measured.failed, -estimate
+
+    def gain_of(measured: Measured) -> Gain:
+        return paired_gain(start.values, measured.values, compared=len(finalists))
+
+    usable.sort(key=merit)
+    best = next((one for one in usable if _word(gain_of(one)) != WORSE), usable[0])
+    gain = gain_of(best)
     word = _word(gain)
-    return Verdict(word, _text(word, gain), gain, start, best, tuple(finalists))
+    recommended = start if word == WORSE and not start.over else best
+    return Verdict(word, _text(word, gain), gain, start, recommended, tuple(finalists))
 
 
 def paired_gain(
@@ -177,7 +219,10 @@ def _text(word: str, gain: Gain) -> str:
         f"{head} (mean of {gain.n} pairs of repeats, sd {gain.sd:.4f};"
         f" {100 * CONFIDENCE:.0f} % interval {gain.low:+.4f} to {gain.high:+.4f}{among})"
     )
-    return text if gain.mean > 0 else f"{text}; no finalist beat the start values on average"
+    if gain.mean > 0:
+        return text
+    text += "; no finalist beat the start values on average"
+    return f"{text}: nothing better than them was found" if word == WORSE else text
 
 
 def _why_unconfirmed(chosen: Sequence[Configuration], options: ConfirmOptions) -> str:
@@ -192,15 +237,16 @@ def _measured(
     trials: Sequence[FrozenTrial], configuration: Configuration, options: ConfirmOptions
 ) -> Measured:
     values: dict[int, float] = {}
-    failed = 0
+    failed = over = 0
     for repeat in range(options.seeds):
         runs = _runs(trials, configuration, repeat)
         done = [trial for trial in runs if trial.state == TrialState.COMPLETE]
         if done:
             values[repeat] = fitness(done[0])
+            over += not feasible(done[0])
         else:
             failed += bool(runs)
-    return Measured(configuration, values, failed)
+    return Measured(configuration, values, failed, over=2 * over > len(values))
 
 
 def _runs(

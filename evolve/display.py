@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from optuna.trial import FrozenTrial, TrialState
@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from evolve.record import CONFIRM, fitness, generations, kind_of, ranking, reason_of
+from evolve.record import CONFIRM, feasible, fitness, generations, kind_of, ranking, reason_of
 
 LAST_TRIALS = 8
 
@@ -28,6 +28,7 @@ class Progress:
     running: dict[int, str] = field(default_factory=dict)  # number: how far it is
     last: deque[FrozenTrial] = field(default_factory=lambda: deque(maxlen=LAST_TRIALS))
     seconds: list[float] = field(default_factory=list)  # of the trials that this run finished
+    seconds_left: Callable[[], float | None] = lambda: None  # until a limit of time ends it all
 
     def load(self, trials: Sequence[FrozenTrial]) -> None:
         """Count the trials that are there already."""
@@ -61,7 +62,9 @@ class Progress:
         if not (self.seconds and left):
             return ""
         recent = self.seconds[-20:]
-        return f"ETA {duration(left * sum(recent) / len(recent) / self.workers)}"
+        expected = left * sum(recent) / len(recent) / self.workers
+        limit = self.seconds_left()
+        return f"ETA {duration(expected if limit is None else min(expected, limit))}"
 
 
 class Display:
@@ -149,7 +152,8 @@ def ending(trial: FrozenTrial) -> str:
         return f"failed: {reason_of(trial)}"
     if trial.state == TrialState.PRUNED:
         return f"stopped early at {fitness(trial):.4f}"
-    return f"fitness {fitness(trial):.4f}"
+    over = "" if feasible(trial) else ", beyond a limit"
+    return f"fitness {fitness(trial):.4f}{over}"
 
 
 def duration(seconds: float) -> str:

@@ -21,6 +21,7 @@ class Context:
     """What a trial may know: its seed, folder, devices, threads, attempt (1 is the first).
 
     `report(step, metrics)` tells the study how far the trial is, and answers True to stop now.
+    `wanted` are the metrics that the study looks at: what costs time need not be measured else.
     """
 
     seed: int
@@ -29,6 +30,7 @@ class Context:
     threads: int
     attempt: int
     report: Callable[[int, Mapping[str, float]], bool]
+    wanted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

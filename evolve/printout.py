@@ -9,17 +9,19 @@ from optuna import Study
 
 from evolve.config import StudyConfig, load_config
 from evolve.display import ending, label
+from evolve.errors import StudyError
+from evolve.front import front_table
 from evolve.objective import load_objective
 from evolve.record import fitness
 from evolve.space import Params
-from evolve.summary import HYP_BEST, Summary, measured_text
+from evolve.summary import HYP_BEST, Summary, estimate_text, measured_text
 
 SHOWN_FAILURES = 3
 
 
 def result_text(config: StudyConfig, summary: Summary, start: Params) -> str:
     """Return the end of `evolve run`: counts, values beside start values, verdict, what next."""
-    lines = [status_line(summary)]
+    lines = [status_line(summary), *_end_lines(summary)]
     for reason, count in sorted(summary.failures.items(), key=lambda item: -item[1])[
         :SHOWN_FAILURES
     ]:
@@ -31,6 +33,7 @@ def result_text(config: StudyConfig, summary: Summary, start: Params) -> str:
         )
     if summary.recommended is None:
         return "\n".join([*lines, "no trial is complete: there is nothing to recommend"])
+    lines += _front_lines(summary)
     lines += ["", f"recommended values (trial {summary.recommended_trial}):"]
     lines += values_table(summary.recommended, start)
     lines += ["", *_measurements(summary), summary.verdict.text, ""]
@@ -48,7 +51,9 @@ def status_text(summary: Summary, study: Study, last: int = 10) -> str:
     for trial in trials:
         state = ending(trial) if trial.state.is_finished() else trial.state.name.lower()
         lines.append(f"  {label(trial)}: {state}")
+    lines += ["", *_end_lines(summary)] if _end_lines(summary) else []
     if summary.recommended is not None:
+        lines += _front_lines(summary)
         lines += ["", *_measurements(summary), summary.verdict.text]
     return "\n".join(lines)
 
@@ -64,6 +69,36 @@ def status_line(summary: Summary) -> str:
     return line
 
 
+def front_text(summary: Summary) -> str:
+    """Return the best trade-offs as a table. Raises: StudyError for a study of one objective."""
+    if not summary.objectives:
+        raise StudyError(f"study {summary.study} has one objective: it has no front")
+    return "\n".join(front_table(summary.front, summary.objectives))
+
+
+def _end_lines(summary: Summary) -> list[str]:
+    """Return why the search ended, and how many trials are beyond the limits."""
+    lines = [f"the search ended: {summary.ended}"] if summary.ended else []
+    if summary.limits:
+        complete = summary.states["complete"]
+        lines.append(
+            f"limits: {summary.limits}; {summary.infeasible} of {complete} trials are beyond them"
+        )
+        if complete and summary.infeasible == complete:
+            lines.append("no trial keeps the limits: what comes nearest to them is recommended")
+    return lines
+
+
+def _front_lines(summary: Summary) -> list[str]:
+    if not summary.front:
+        return []
+    return [
+        "",
+        "best trade-offs, best fitness first (--pick N takes another):",
+        front_text(summary),
+    ]
+
+
 def values_table(params: Mapping[str, Any], start: Mapping[str, Any]) -> list[str]:
     """Return one line per name: its value and its start value."""
     width = max(len(name) for name in params)
@@ -77,7 +112,8 @@ def _measurements(summary: Summary) -> list[str]:
     verdict = summary.verdict
     if verdict.start is None:
         start = summary.start
-        return [] if start is None else [f"start values, measured once: {fitness(start):.4f}"]
+        lines = [f"start values, measured once: {fitness(start):.4f}"] if start else []
+        return lines + ([estimate_text(summary.estimate)] if summary.estimate else [])
     lines = [f"start values:      {measured_text(verdict.start)}"]
     for measured in verdict.finalists:
         mark = "  <- recommended" if measured is verdict.recommended else ""

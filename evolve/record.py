@@ -6,9 +6,13 @@ User attributes of a trial:
     attempts     how often it was begun; more than 1 after a death of its worker or of the study
     worker       name of the worker that has it
     metrics      what evaluate returned
-    seconds      duration of the last attempt
+    seconds      duration of all its attempts together; `spent` is the same while it runs
+    gpus         how many GPUs it has; a share of one where workers share it; absent: none
     reason       why it failed
+    warm         index among the configurations that a warm start brought
     of, repeat   confirm: number of the search's trial with the same values, index of the seed
+
+The system attribute `constraints` holds how far it is beyond each limit; 0 and below is kept.
 """
 
 from collections.abc import Iterable
@@ -20,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 START, SEARCH, CONFIRM = "start", "search", "confirm"
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 DIVERGED = "diverged"
+CONSTRAINTS = "constraints"  # Optuna's system attribute of a trial: a list of floats
 
 
 def kind_of(trial: FrozenTrial) -> str:
@@ -42,19 +47,45 @@ def generations(trials: Iterable[FrozenTrial]) -> int:
 
 
 def ranking(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the complete trials of the search, best first; of equals the earlier one."""
+    """Return the complete trials of the search, best first; of equals the earlier one.
+
+    A trial beyond a limit stands behind all that keep it; the nearest to its limits goes first.
+    """
     complete = [
         trial
         for trial in trials
         if trial.state == TrialState.COMPLETE and kind_of(trial) != CONFIRM
     ]
-    return sorted(complete, key=lambda trial: (-fitness(trial), trial.number))
+    return sorted(complete, key=lambda trial: (excess(trial), -fitness(trial), trial.number))
 
 
 def fitness(trial: FrozenTrial) -> float:
     """Return the fitness of a complete or pruned trial."""
-    assert trial.value is not None
-    return trial.value
+    value = value_of(trial)
+    assert value is not None
+    return value
+
+
+def value_of(trial: FrozenTrial) -> float | None:
+    """Return the fitness of any trial, also with several objectives: it is the first of them."""
+    values: list[float] | None = trial.values
+    return values[0] if values else None
+
+
+def feasible(trial: FrozenTrial) -> bool:
+    """Return whether a trial keeps all limits of its study."""
+    return excess(trial) <= 0.0
+
+
+def excess(trial: FrozenTrial) -> float:
+    """Return by how much a trial is beyond its limits, summed over them; 0 if it keeps all."""
+    beyond: list[float] = trial.system_attrs.get(CONSTRAINTS) or []
+    return sum(max(0.0, value) for value in beyond)
+
+
+def seconds_of(trial: FrozenTrial) -> float:
+    """Return how long a trial took so far, its earlier attempts included."""
+    return float(trial.user_attrs.get("seconds", trial.user_attrs.get("spent", 0.0)))
 
 
 def reason_of(trial: FrozenTrial) -> str:

@@ -14,7 +14,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from evolve.config import StudyConfig
-from evolve.record import CONFIRM, START, fitness, kind_of, ranking
+from evolve.record import CONFIRM, START, fitness, kind_of, ranking, value_of
 
 LEADING = ("number", "kind", "state", "fitness")
 TRAILING = ("seed", "seconds", "attempts", "reason", "of", "repeat")
@@ -39,7 +39,7 @@ def write_trials_csv(study: Study, config: StudyConfig, path: Path) -> None:
             row = {name: trial.user_attrs[name] for name in TRAILING if name in trial.user_attrs}
             row |= {columns[name]: v for name, v in _metrics(trial).items() if name in columns}
             row |= {**trial.params, "number": trial.number, "kind": kind_of(trial)}
-            writer.writerow({**row, "state": trial.state.name.lower(), "fitness": trial.value})
+            writer.writerow({**row, "state": trial.state.name.lower(), "fitness": value_of(trial)})
 
 
 def write_convergence_plot(study: Study, config: StudyConfig, path: Path) -> None:
@@ -129,7 +129,7 @@ class _Repeat:
 def _scene(study: Study) -> _Scene:
     trials = study.get_trials(deepcopy=False)
     search = [t for t in trials if kind_of(t) != CONFIRM and t.state.is_finished()]
-    measured = [t for t in search if t.state != TrialState.FAIL and t.value is not None]
+    measured = [t for t in search if t.state != TrialState.FAIL and t.values]
     starts = [t for t in measured if kind_of(t) == START and t.state == TrialState.COMPLETE]
     first = [t for t in measured if t.number == 0]
     start = next(iter(starts or first), None)
@@ -163,8 +163,8 @@ def _draw_progress(axes: Any, scene: _Scene, low: float) -> None:
         steps.append((max(trial.number for trial in scene.search), steps[-1][1]))
         numbers, best = zip(*steps, strict=True)
         axes.step(numbers, best, where="post", color="black", lw=1.5, label="best so far")
-    if scene.start is not None and scene.start.value is not None:
-        axes.axhline(scene.start.value, color=GREY, ls="--", lw=1.2, label="start values")
+    if scene.start is not None:
+        axes.axhline(fitness(scene.start), color=GREY, ls="--", lw=1.2, label="start values")
     if scene.winner is not None:
         _star(
             axes, scene.winner.number, fitness(scene.winner), f"best: trial {scene.winner.number}"

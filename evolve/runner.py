@@ -2,8 +2,10 @@
 
 import math
 import re
+import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +16,19 @@ from evolve.config import StudyConfig
 from evolve.display import Display
 from evolve.errors import ConfigError, RunFailed
 from evolve.fidelity import may_be_pruned
-from evolve.objective import fitness_of
+from evolve.front import objective_values, pareto_front
+from evolve.limits import constraints
+from evolve.objective import Metrics, fitness_of
 from evolve.problem import Problem
-from evolve.record import CONFIRM, DIVERGED, SEARCH, kind_of, ranking, trial_seed
+from evolve.record import (
+    CONFIRM,
+    CONSTRAINTS,
+    DIVERGED,
+    SEARCH,
+    kind_of,
+    ranking,
+    trial_seed,
+)
 from evolve.tracking import Tracker
 from evolve.workers import Death, Job, Outcome, Report, WorkerPool
 
@@ -25,11 +37,12 @@ DEATHS = 2  # a trial goes on after so many deaths of its worker
 SAME_FAILURES = 5  # in a row, before a study stops
 FAILURES = 20  # in a row, of any kind
 KEPT_WEIGHTS = 3  # trials whose weight files stay
+SAVE = 30.0  # seconds between two notes of the time that running trials took
 
 
 @dataclass
 class _Live:
-    """A trial that a worker has."""
+    """A trial that a worker has; `spent` seconds in earlier attempts, `began` this one."""
 
     trial: Trial
     may_stop: bool
@@ -37,6 +50,13 @@ class _Live:
     out_of_memory: bool = False
     steps: set[int] = field(default_factory=set)
     stopped: bool = False
+    spent: float = 0.0
+    began: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long the trial took so far, its earlier attempts included."""
+        return self.spent + time.monotonic() - self.began
 
 
 class Runner:
@@ -57,6 +77,7 @@ class Runner:
         self._pool = pool
         self._tracker = tracker
         self._display = display
+        self.gpus = 0.0  # that a trial has
         self._live: dict[int, _Live] = {}
         self._waiting: deque[_Live] = deque()  # reopened, or their worker died
         self._failures: list[str] = []  # reasons of the last failures in a row
@@ -76,25 +97,50 @@ class Runner:
         """Return the next trial of the study with values for all genes."""
         return self.study.ask(self.problem.space.distributions())
 
-    def drive(self, next_trial: Callable[[], Trial | None]) -> None:
+    def drive(
+        self, next_trial: Callable[[], Trial | None], save: Callable[[], None] = lambda: None
+    ) -> None:
         """Run trials until `next_trial` has none left and all have ended.
+
+        `save` is called now and then, and at the end.
 
         Raises: RunFailed when failures repeat, ConfigError when fitness cannot be computed.
         """
-        while True:
-            while self._pool.free:
-                if self._waiting:
-                    self._submit(self._waiting.popleft())
-                    continue
-                trial = next_trial()
-                if trial is None:
+        saved = time.monotonic()
+        try:
+            while True:
+                self._fill(next_trial)
+                if not self._live:
                     break
-                self._submit(self._opened(trial))
-            if not self._live:
+                for event in self._pool.events(POLL):
+                    self._handle(event)
+                self._display.refresh()
+                if time.monotonic() - saved > SAVE:
+                    saved = time.monotonic()
+                    self._note_times()
+                    save()
+        except BaseException:
+            with suppress(Exception):  # Ctrl-C in the midst of a commit leaves no way to write
+                self._note_times()
+                save()
+            raise
+        save()
+
+    def _fill(self, next_trial: Callable[[], Trial | None]) -> None:
+        """Give every free worker a trial, as long as there is one."""
+        while self._pool.free:
+            if self._waiting:
+                self._submit(self._waiting.popleft())
+                continue
+            trial = next_trial()
+            if trial is None:
                 return
-            for event in self._pool.events(POLL):
-                self._handle(event)
-            self._display.refresh()
+            self._submit(self._opened(trial))
+
+    def _note_times(self) -> None:
+        """Keep the seconds of running trials in the study, where a kill cannot take them."""
+        for live in self._live.values():
+            live.trial.set_user_attr("spent", round(live.seconds, 1))
 
     # ---- one trial
 
@@ -111,7 +157,9 @@ class Runner:
             if name not in trial.user_attrs:
                 trial.set_user_attr(name, value)
         frozen = self._frozen(trial)
-        return _Live(trial, may_be_pruned(frozen), steps=set(frozen.intermediate_values))
+        live = _Live(trial, may_be_pruned(frozen), steps=set(frozen.intermediate_values))
+        live.spent = float(trial.user_attrs.get("spent", 0.0))
+        return live
 
     def _submit(self, live: _Live) -> None:
         trial = live.trial
@@ -120,11 +168,14 @@ class Runner:
         directory = self.directory(trial.number)
         directory.mkdir(parents=True, exist_ok=True)
         self._live[trial.number] = live
+        live.began = time.monotonic()
         params = self.problem.params(trial.params)
         seed = trial.user_attrs["seed"]
-        job = Job(trial.number, params, seed, str(directory), attempt)
+        job = Job(trial.number, params, seed, str(directory), attempt, self.config.wanted)
         worker = self._pool.submit(job)
         trial.set_user_attr("worker", worker)
+        if self.gpus:
+            trial.set_user_attr("gpus", self.gpus)
         frozen = self._frozen(trial)
         self._tracker.trial_started(frozen, worker)
         self._display.trial_started(frozen)
@@ -142,7 +193,8 @@ class Runner:
         """Record an intermediate result and return whether the trial shall stop."""
         self._tracker.trial_epoch(report.number, report.step, report.metrics)
         self._display.trial_epoch(report.number, report.step)
-        if any(name not in report.metrics for name in self.config.fitness):
+        several = bool(self.config.objectives)  # Optuna takes no curves of them
+        if several or any(name not in report.metrics for name in self.config.fitness):
             return live.stopped
         value = fitness_of(report.metrics, self.config.fitness)
         if math.isfinite(value) and report.step not in live.steps:
@@ -153,6 +205,7 @@ class Runner:
 
     def _died(self, live: _Live, reason: str) -> None:
         live.deaths += 1
+        self._pause(live)
         del self._live[live.trial.number]
         if live.deaths > DEATHS:
             self._failed(live, f"{reason} {live.deaths} times", Outcome(live.trial.number, None))
@@ -167,13 +220,29 @@ class Runner:
         if outcome.metrics is None:
             return self._refused(live, outcome)
         if live.stopped and live.steps:
-            self._told(live, outcome, TrialState.PRUNED, None)
-        else:
-            value = fitness_of(outcome.metrics, self.config.fitness)  # its ConfigError ends the run
-            if math.isfinite(value):
-                self._told(live, outcome, TrialState.COMPLETE, value)
-            else:
-                self._failed(live, f"{DIVERGED}: fitness is {value}", outcome)
+            if all(name in outcome.metrics for name in self.config.limits):
+                self._constrain(live, outcome.metrics)
+            return self._told(live, outcome, TrialState.PRUNED, None)
+        # a ConfigError for a missing metric ends the run
+        value = fitness_of(outcome.metrics, self.config.fitness)
+        values = objective_values(outcome.metrics, value, self.config.objectives)
+        for name, number in values.items():
+            if not math.isfinite(number):
+                return self._failed(live, f"{DIVERGED}: {name} is {number}", outcome)
+        self._constrain(live, {**outcome.metrics, **values})
+        self._told(live, outcome, TrialState.COMPLETE, list(values.values()))
+
+    def _constrain(self, live: _Live, metrics: Metrics) -> None:
+        """Store how far a trial is beyond the limits, where all samplers look for it."""
+        if self.config.limits:
+            beyond = constraints(metrics, self.config.limits)
+            storage = self.study._storage
+            storage.set_trial_system_attr(live.trial._trial_id, CONSTRAINTS, beyond)
+
+    def _pause(self, live: _Live) -> None:
+        """Count an attempt that came to nothing among the seconds of its trial."""
+        live.spent = live.seconds
+        live.trial.set_user_attr("spent", round(live.spent, 3))
 
     def _refused(self, live: _Live, outcome: Outcome) -> None:
         """Fail a trial that raised; one that ran out of memory is tried once more as it was."""
@@ -181,6 +250,7 @@ class Runner:
         no_memory = "out of memory" in text or "memoryerror" in text
         if no_memory and not live.out_of_memory:
             live.out_of_memory = True
+            self._pause(live)
             del self._live[outcome.number]
             self._display.trial_died(outcome.number)
             self._display.notice(f"trial {outcome.number}: {outcome.reason}; it is tried once more")
@@ -194,13 +264,15 @@ class Runner:
         self._failures.append(reason)
         self._check_failures()
 
-    def _told(self, live: _Live, outcome: Outcome, state: TrialState, value: float | None) -> None:
+    def _told(
+        self, live: _Live, outcome: Outcome, state: TrialState, values: list[float] | None
+    ) -> None:
         trial = live.trial
         self._live.pop(trial.number, None)
-        trial.set_user_attr("seconds", round(outcome.seconds, 3))
+        trial.set_user_attr("seconds", round(live.spent + outcome.seconds, 3))
         if outcome.metrics is not None:
             trial.set_user_attr("metrics", outcome.metrics)
-        frozen = self.study.tell(trial, value, state=state)
+        frozen = self.study.tell(trial, values, state=state)
         if state != TrialState.FAIL:
             self._failures.clear()
         directory = self.directory(trial.number)
@@ -226,6 +298,8 @@ class Runner:
         """Remove the weight files of trials that ended behind the best ones."""
         trials = self.study.get_trials(deepcopy=False)
         kept = {trial.number for trial in ranking(trials)[:KEPT_WEIGHTS]}
+        if self.config.objectives:
+            kept |= {trial.number for trial in pareto_front(trials, self.config.objectives)}
         kept |= self._weightless | {trial.number for trial in trials if kind_of(trial) == CONFIRM}
         for trial in trials:
             if trial.state.is_finished() and trial.number not in kept:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import functools
 import itertools
 import json
 import os
@@ -16,9 +17,12 @@ from typing import Any
 import optuna
 from optuna import Study
 from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
 
 from evolve.config import ConfirmOptions, Start, StudyConfig
 from evolve.errors import StudyError, did_you_mean
+from evolve.front import directions
+from evolve.limits import Limit
 from evolve.record import generations
 
 IDENTITY, CONFIRMATION, FOLDER = "identity", "confirm", "folder"  # user attributes of the study
@@ -29,9 +33,13 @@ BUSY_TIMEOUT = 60  # seconds that SQLite waits for another process's write
 def open_study(config: StudyConfig) -> Study:
     """Open the study, or create it. Raises: StudyError if it was started with other settings."""
     storage = _storage(config.study.storage, create=True)
-    study = optuna.create_study(
-        storage=storage, study_name=config.study.name, direction="maximize", load_if_exists=True
+    create = functools.partial(
+        optuna.create_study,
+        storage=storage,
+        study_name=config.study.name,
+        directions=[StudyDirection[name.upper()] for name in directions(config.objectives)],
     )
+    study = create(load_if_exists=True)
     ours = json.loads(json.dumps(config.identity(), default=str))
     theirs = study.user_attrs.get(IDENTITY)
     if theirs is not None and theirs != ours:
@@ -42,9 +50,7 @@ def open_study(config: StudyConfig) -> Study:
             )
         # Nothing counts yet: begin anew, so that no failure of the old settings stays behind.
         optuna.delete_study(study_name=config.study.name, storage=storage)
-        study = optuna.create_study(
-            storage=storage, study_name=config.study.name, direction="maximize"
-        )
+        study = create()
     study.set_user_attr(IDENTITY, ours)
     study.set_user_attr(CONFIRMATION, dataclasses.asdict(config.confirm))
     return study
@@ -62,6 +68,8 @@ def as_run(config: StudyConfig, study: Study) -> StudyConfig:
         settings=identity["settings"],
         fitness=identity["fitness"],
         start=start,
+        limits={n: Limit(**bounds) for n, bounds in identity.get("limits", {}).items()},
+        objectives=identity.get("objectives", {}),
         confirm=ConfirmOptions(**study.user_attrs[CONFIRMATION]),
     )
 

@@ -9,29 +9,34 @@ from optuna import Study, Trial
 from optuna.trial import TrialState
 
 from evolve import report
+from evolve.budget import ENDED, Budget
+from evolve.choice import finalists, settle_finalists
 from evolve.config import StudyConfig
 from evolve.confirm import missing_repeat
 from evolve.display import Display
 from evolve.errors import ConfigError
 from evolve.fidelity import build_pruner
-from evolve.machine import place_workers
+from evolve.limits import limits_text
+from evolve.machine import Placement, place_workers
 from evolve.objective import load_objective
-from evolve.problem import build_problem, with_fitness
+from evolve.problem import Problem, build_problem, with_fitness
 from evolve.record import (
     CONFIRM,
     DIVERGED,
+    SEARCH,
     START,
-    generations,
     kind_of,
     reason_of,
     repeat_seed,
     search_trials,
 )
+from evolve.rehearsal import rehearsal
 from evolve.runner import Runner
 from evolve.samplers import build_sampler
 from evolve.storage import claim_folder, open_study, owned
 from evolve.summary import HYP_BEST, TOTAL, Summary, summarise, write_best
 from evolve.tracking import Tracker, open_tracker
+from evolve.transfer import next_warm, warm_start
 from evolve.workers import WorkerPool
 
 log = logging.getLogger(__name__)
@@ -50,7 +55,8 @@ def run_study(config: StudyConfig, display: Display) -> Summary:
         )
     objective = load_objective(config.objective)
     config = with_fitness(config, objective)
-    problem = build_problem(config, objective, display.notice)
+    with rehearsal(config) as evaluate:
+        problem = build_problem(config, objective, display.notice, evaluate)
     pruner = build_pruner(config.pruning)
     sampler = build_sampler(
         config.strategy,
@@ -60,10 +66,8 @@ def run_study(config: StudyConfig, display: Display) -> Summary:
         budget=config.study.generations,
     )
     with owned(config):
-        study = open_study(config)
-        claim_folder(study, config.directory, display.notice)
+        study = _opened(config, problem, display)
         study.sampler, study.pruner = sampler, pruner
-        study.set_user_attr(TOTAL, config.study.generations)
         tracker = open_tracker(config, config.directory)
         tracker.start(study)
         summary: Summary | None = None
@@ -72,11 +76,10 @@ def run_study(config: StudyConfig, display: Display) -> Summary:
             display.begin(study.get_trials(), config.study.generations, len(placements))
             with WorkerPool(config.objective, placements) as pool:
                 runner = Runner(config, study, problem, pool, tracker, display)
+                runner.gpus = gpus_of_a_trial(placements)
                 runner.reopen()
-                runner.drive(generation_source(runner))
-                if missing_repeat(study.get_trials(deepcopy=False), config.confirm):
-                    display.notice("the finalists and the start values again, with other seeds:")
-                runner.drive(lambda: next_repeat(runner))
+                search(runner, display)
+                confirm(runner, display)
             summary = summarise(config, study)
             write_best(config, study, summary)
         finally:
@@ -84,17 +87,57 @@ def run_study(config: StudyConfig, display: Display) -> Summary:
     return replace(summary, links=tracker.links())
 
 
-def generation_source(runner: Runner) -> Callable[[], Trial | None]:
+def _opened(config: StudyConfig, problem: Problem, display: Display) -> Study:
+    """Open the study, and write down what this run is to do with it."""
+    study = open_study(config)
+    claim_folder(study, config.directory, display.notice)
+    study.set_user_attr(TOTAL, config.study.generations)
+    study.set_user_attr(ENDED, "")
+    warm_start(config, study, problem, display.notice)
+    if config.limits:
+        display.notice(f"limits: {limits_text(config.limits)}")
+    return study
+
+
+def search(runner: Runner, display: Display) -> None:
+    """Run generations until something ends the search; what it was is kept in the study."""
+    options = runner.config.study
+    budget = Budget(options, runner.study, gpus=runner.gpus)
+    display.progress.seconds_left = budget.seconds_left
+    if options.gpu_hours is not None and not runner.gpus:
+        display.notice("gpu_hours: no GPU is used here, so that none of them pass")
+    runner.drive(generation_source(runner, budget), budget.save)
+    runner.study.set_user_attr(ENDED, budget.why)
+    display.notice(f"the search ended: {budget.why}")
+
+
+def confirm(runner: Runner, display: Display) -> None:
+    """Measure the finalists and the start values again with other seeds."""
+    study, options = runner.study, runner.config.confirm
+    settle_finalists(runner.config, study)
+    if missing_repeat(study.get_trials(deepcopy=False), options, finalists(study)):
+        display.notice(
+            "the finalists and the start values again, with other seeds,"
+            " on top of what the search may take:"
+        )
+    runner.drive(lambda: next_repeat(runner))
+
+
+def gpus_of_a_trial(placements: list[Placement]) -> float:
+    """Return how many GPUs a trial has: a share of one where workers share it, 0 on a CPU."""
+    devices = {device for placement in placements for device in placement.devices}
+    return sum(device != "cpu" for device in devices) / len(placements)
+
+
+def generation_source(runner: Runner, budget: Budget) -> Callable[[], Trial | None]:
     """Return a function that gives the next trial of the search; None: all are on their way."""
     study, start = runner.study, runner.problem.start
-    total = max(1, runner.config.study.generations)
     failed_before = len(_failed_starts(study))
 
     def next_generation() -> Trial | None:
-        trials = search_trials(study)
-        running = sum(trial.state == TrialState.RUNNING for trial in trials)
-        if generations(trials) + running >= total:
+        if budget.reached():
             return None
+        trials = search_trials(study)
         failures = _failed_starts(study)
         if (
             len(failures) == sum(kind_of(trial) == START for trial in trials)
@@ -102,6 +145,10 @@ def generation_source(runner: Runner) -> Callable[[], Trial | None]:
             and not any(reason.startswith(DIVERGED) for reason in failures)
         ):
             study.enqueue_trial(start, user_attrs={"kind": START})
+        elif not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            warm = next_warm(study, trials, runner.problem)
+            if warm is not None:
+                study.enqueue_trial(warm[1], user_attrs={"kind": SEARCH, "warm": warm[0]})
         return runner.ask()
 
     return next_generation
@@ -112,7 +159,7 @@ def next_repeat(runner: Runner) -> Trial | None:
     study, config = runner.study, runner.config
     if study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         return runner.ask()  # queued by a run that was killed just then
-    found = missing_repeat(study.get_trials(deepcopy=False), config.confirm)
+    found = missing_repeat(study.get_trials(deepcopy=False), config.confirm, finalists(study))
     if found is None:
         return None
     configuration, repeat = found

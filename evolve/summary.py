@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,27 @@ from typing import Any
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from evolve.budget import CLOCK, ENDED
+from evolve.choice import finalists, recommended
 from evolve.config import StudyConfig
-from evolve.confirm import Measured, Verdict, judge
+from evolve.confirm import Gain, Measured, Verdict, judge
 from evolve.errors import RunFailed, StudyError
 from evolve.fidelity import saved_share
+from evolve.front import pareto_front
+from evolve.interim import Recommendation
+from evolve.limits import limits_text
 from evolve.objective import load_objective
 from evolve.problem import best_values
-from evolve.record import CONFIRM, START, fitness, generations, kind_of, ranking, reason_of
+from evolve.record import (
+    CONFIRM,
+    START,
+    feasible,
+    fitness,
+    generations,
+    kind_of,
+    ranking,
+    reason_of,
+)
 from evolve.runner import drop_weights
 from evolve.space import Params
 from evolve.yamlfile import write_yaml
@@ -27,7 +41,12 @@ TOTAL = "generations"  # user attribute of the study: what its last run was to r
 
 @dataclass(frozen=True)
 class Summary:
-    """A study in numbers: `recommended` values of the genes, and `best`, the search's own best."""
+    """A study in numbers: `recommended` values of the genes, and `best`, the search's own best.
+
+    `ended` is why the search ended, empty while it has not; `estimate` what is known of the
+    recommended values; `front` the best trade-offs of several `objectives`; `infeasible` the number
+    of complete trials beyond the `limits`.
+    """
 
     study: str
     generations: int
@@ -41,6 +60,13 @@ class Summary:
     recommended: Params | None
     recommended_trial: int | None
     checkpoint: Path | None
+    ended: str = ""
+    seconds: float = 0.0  # that the search ran
+    estimate: Recommendation | None = None
+    objectives: dict[str, str] = field(default_factory=dict)
+    front: list[FrozenTrial] = field(default_factory=list)
+    limits: str = ""
+    infeasible: int = 0
     files: list[Path] = field(default_factory=list)
     links: list[tuple[str, str]] = field(default_factory=list)  # pages of the tracker
 
@@ -55,20 +81,21 @@ class Summary:
             "trials": self.states,
             "failures": self.failures,
             "saved_epochs": round(self.saved_epochs, 4),
+            "ended": self.ended,
+            "hours": round(self.seconds / 3600.0, 4),
             "start": _trial_dict(self.start),
             "best": _trial_dict(self.best),
-            "recommended": {"trial": self.recommended_trial, "params": self.recommended},
+            "recommended": {
+                "trial": self.recommended_trial,
+                "params": self.recommended,
+                **_estimate_dict(self.estimate),
+            },
+            "front": [_front_dict(trial, self.objectives) for trial in self.front],
+            "limits": self.limits,
+            "infeasible": self.infeasible,
             "verdict": self.verdict.word,
             "verdict_text": self.verdict.text,
-            "gain": None
-            if gain is None
-            else {
-                "mean": _finite(gain.mean),
-                "sd": _finite(gain.sd),
-                "n": gain.n,
-                "interval": [_finite(gain.low), _finite(gain.high)],
-                "finalists": gain.compared,
-            },
+            "gain": None if gain is None else _gain_dict(gain),
             "confirmed": [_measured_dict(m) for m in measured],
             "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
             "files": [str(path) for path in self.files],
@@ -77,16 +104,14 @@ class Summary:
 
 
 def summarise(config: StudyConfig, study: Study) -> Summary:
-    """Return what a study says so far, read from its trials alone."""
+    """Return what a study says so far. Raises: StudyError if the trial to pick is not complete."""
     trials = study.get_trials(deepcopy=False)
-    verdict = judge(trials, config.confirm)
+    estimates = {item.trial: item for item in recommended(config, trials)}
+    means = {} if config.objectives else {n: item.mean for n, item in estimates.items()}
+    verdict = judge(trials, config.confirm, finalists(study), means)
     best = next(iter(ranking(trials)), None)
     starts = [t for t in trials if kind_of(t) == START and t.state == TrialState.COMPLETE]
-    if verdict.recommended is not None:
-        number: int | None = verdict.recommended.configuration.of
-        params: Params | None = verdict.recommended.configuration.params
-    else:
-        number, params = (best.number, best.params) if best else (None, None)
+    number, params = _chosen(config, trials, verdict, list(estimates.values()))
     return Summary(
         study=config.study.name,
         generations=generations(trials),
@@ -100,8 +125,33 @@ def summarise(config: StudyConfig, study: Study) -> Summary:
         recommended=params,
         recommended_trial=number,
         checkpoint=_checkpoint(config, trials, number),
+        ended=study.user_attrs.get(ENDED, ""),
+        seconds=study.user_attrs.get(CLOCK, 0.0),
+        estimate=None if number is None else estimates.get(number),
+        objectives=config.objectives,
+        front=pareto_front(trials, config.objectives) if config.objectives else [],
+        limits=limits_text(config.limits),
+        infeasible=sum(not feasible(trial) for trial in ranking(trials)),
         files=[path for path in (config.directory / "best.yaml", HYP_BEST) if path.is_file()],
     )
+
+
+def _chosen(
+    config: StudyConfig,
+    trials: Sequence[FrozenTrial],
+    verdict: Verdict,
+    estimates: Sequence[Recommendation],
+) -> tuple[int | None, Params | None]:
+    """Return number and values of the configuration to recommend: picked, confirmed, estimated."""
+    pick = config.study.pick
+    if pick is not None:
+        picked = [t for t in trials if t.number == pick and t.state == TrialState.COMPLETE]
+        if not picked:
+            raise StudyError(f"pick: study {config.study.name} has no complete trial {pick}")
+        return pick, picked[0].params
+    if verdict.recommended is not None:
+        return verdict.recommended.configuration.of, verdict.recommended.configuration.params
+    return (estimates[0].trial, estimates[0].params) if estimates else (None, None)
 
 
 def best_yaml(config: StudyConfig, summary: Summary) -> str:
@@ -138,12 +188,27 @@ def write_best(config: StudyConfig, study: Study, summary: Summary) -> None:
 
 def _header(summary: Summary) -> list[str]:
     lines = [f"study {summary.study}, {summary.generations} generations", summary.verdict.text]
-    if summary.verdict.recommended is not None and summary.verdict.start is not None:
-        lines.append(f"start values:  {measured_text(summary.verdict.start)}")
-        lines.append(f"these values:  {measured_text(summary.verdict.recommended)}")
-    elif summary.best is not None:
-        lines.append(f"fitness {fitness(summary.best):.4f} in the search, measured once")
-    return [*lines, f"values of trial {summary.recommended_trial}"]
+    verdict, number = summary.verdict, summary.recommended_trial
+    measured = [m for m in verdict.finalists if m.configuration.of == number]
+    if verdict.start is not None:
+        lines.append(f"start values:  {measured_text(verdict.start)}")
+        lines += [f"these values:  {measured_text(m)}" for m in measured]
+    if not measured and summary.estimate is not None:
+        lines.append(estimate_text(summary.estimate))
+    lines += [f"limits: {summary.limits}"] * bool(summary.limits)
+    for trial in (trial for trial in summary.front if trial.number == number):
+        pairs = zip(summary.objectives, trial.values, strict=True)
+        lines.append(", ".join(f"{name} {value:.5g}" for name, value in pairs))
+    return [*lines, f"values of trial {number}"]
+
+
+def estimate_text(estimate: Recommendation) -> str:
+    """Return what is known of values that were not confirmed."""
+    low, high = estimate.interval
+    if not low <= high:
+        return f"fitness {estimate.mean:.4f}, measured once"
+    times = "once" if estimate.n == 1 else f"{estimate.n} times"
+    return f"estimated fitness {estimate.mean:.4f} (90 % {low:.4f} to {high:.4f}), measured {times}"
 
 
 def measured_text(measured: Measured) -> str:
@@ -184,6 +249,28 @@ def _trial_dict(trial: FrozenTrial | None) -> dict[str, Any] | None:
         "fitness": fitness(trial),
         "metrics": {name: _finite(value) for name, value in metrics.items()},
         "params": trial.params,
+    }
+
+
+def _estimate_dict(estimate: Recommendation | None) -> dict[str, Any]:
+    if estimate is None:
+        return {}
+    mean, sd = _finite(estimate.mean), _finite(estimate.sd)
+    return {"mean": mean, "sd": sd, "n": estimate.n, "interval": [*map(_finite, estimate.interval)]}
+
+
+def _front_dict(trial: FrozenTrial, objectives: Mapping[str, str]) -> dict[str, Any]:
+    values = dict(zip(objectives, map(_finite, trial.values), strict=True))
+    return {"trial": trial.number, "values": values, "params": trial.params}
+
+
+def _gain_dict(gain: Gain) -> dict[str, Any]:
+    return {
+        "mean": _finite(gain.mean),
+        "sd": _finite(gain.sd),
+        "n": gain.n,
+        "interval": [_finite(gain.low), _finite(gain.high)],
+        "finalists": gain.compared,
     }
 
 

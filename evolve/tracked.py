@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from optuna.trial import FrozenTrial
 
-from evolve.record import CONFIRM, START, kind_of
+from evolve.record import CONFIRM, START, kind_of, value_of
 
 Points = dict[tuple[str, int], tuple[float, int]]  # (metric, step) -> (value, milliseconds)
 
@@ -116,7 +116,7 @@ def recorded_curves(trial: FrozenTrial, folder: Path | None) -> Points:
 def final_metrics(trial: FrozenTrial) -> dict[str, float]:
     """Return the metrics at a trial's end."""
     metrics = dict(trial.user_attrs.get("metrics") or {})
-    own = {"fitness": trial.value, "trial_seconds": trial.user_attrs.get("seconds")}
+    own = {"fitness": value_of(trial), "trial_seconds": trial.user_attrs.get("seconds")}
     return clean({**metrics, **own})
 
 

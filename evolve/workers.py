@@ -41,6 +41,7 @@ class Job:
     seed: int
     directory: str
     attempt: int
+    wanted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -264,6 +265,7 @@ def _attempt(
         threads=placement.threads,
         attempt=job.attempt,
         report=report,
+        wanted=job.wanted,
     )
     begin = time.monotonic()
     try:

@@ -102,7 +102,7 @@ def detector_row(name: str) -> int:
         ("decode",),
         ("families",),
         ("matching", "metrics"),
-        ("optim",),
+        ("optim", "cost"),
         ("checkpoint", "result", "record", "coco_results"),
         ("tracking", "cli"),
         ("draw", "plots"),

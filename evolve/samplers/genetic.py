@@ -1,12 +1,17 @@
 """Genetic search around known-good values: crossover of the elite and mutation on the unit cube.
 
 Every proposal is a function of the study's trials and `default_rng([seed, trial_number])`, so that
-a reopened study goes on exactly as if it had never been closed.
+a reopened study goes on exactly as if it had never been closed. Only the elite and the last trials
+are put on the cube: trial 10,000 is asked for as fast as a study reads its trials.
 """
 
+import heapq
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +22,18 @@ from optuna.search_space import IntersectionSearchSpace
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from evolve.record import search_trials
+from evolve.gene import DEFAULT_SIGMA, same_value
+from evolve.record import COUNTED, excess, search_trials, value_of
 from evolve.space import Cube, Params, Space
+
+if TYPE_CHECKING:
+    from evolve.recommend import Recommendation
 
 ATTEMPTS = 20  # draws to find a proposal that no other trial has
 SHORTEST, LONGEST = 0.3, 1.5  # steps of a mutation in units of a gene's sigma
+NEAR = 1.0  # a failed trial warns up to this distance: sigmas a gene, root mean square
+WARNINGS = 2  # failed trials that must be nearer than any trial that went well
+REMEMBERED = 50  # last failed, and last good trials that are compared with
 BLEND = 2 / 3  # share of crossovers that average the elite; the others mix two gene by gene
 
 
@@ -63,7 +75,9 @@ class GeneticSampler(BaseSampler):
         budget: int | None = None,
         options: GeneticOptions | None = None,
     ) -> None:
-        self._space = space
+        decided = None if space is None else space.decided(start or {})
+        self._space = None if decided is None else decided.searched()
+        self._held = {gene.name for gene in decided.genes if gene.locked} if decided else set()
         self._start = dict(start) if start is not None else None
         self._seed = seed
         self._budget = budget
@@ -82,30 +96,36 @@ class GeneticSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> Params:
         """Return the values to try next."""
-        space = (self._space or Space.from_distributions(search_space)).searched()
+        space = self._space or Space.from_distributions(search_space)
         if not space.genes:
             return {}
         others = [other for other in search_trials(study) if other.number != trial.number]
         return self.propose(study, others, space, trial.number)
+
+    def recommend(self, study: Study) -> "Recommendation":
+        """Return the configuration that is probably best, judged with all that the study knows.
+
+        Raises: ValueError if no trial is complete.
+        """
+        space = self._space or Space.from_distributions(IntersectionSearchSpace().calculate(study))
+        return recommended(study, space, {**space.middle(), **(self._start or {})})
 
     def propose(
         self, study: Study, others: Sequence[FrozenTrial], space: Space, number: int
     ) -> Params:
         """Return the values of trial `number`, given all other trials."""
         start = None if self._start is None else {**space.middle(), **self._start}
-        centre = space.middle() if start is None else start
         tried = [trial for trial in others if trial.params or trial.state.is_finished()]
-        points = [(trial, space.to_unit({**centre, **trial.params})) for trial in tried]
-        taken = {_key(space.from_unit(point)) for _, point in points}
-        if start is not None and _key(space.from_unit(space.to_unit(start))) not in taken:
+        seen = _Seen(space, tried, space.middle() if start is None else start)
+        if start is not None and not seen.has(start):
             return {name: start[name] for name in space.names}
         rng = np.random.default_rng([self._seed, number])
-        parents = self._parents(study, points)
-        if start is None and len(points) < self._options.startup:
+        parents = self._parents(study, seen)
+        if start is None and len(tried) < self._options.startup:
             parents = parents[:0]
         elif not len(parents):
-            parents = space.to_unit(centre)[None, :]
-        return self._unlike(taken, space, parents, rng, self._longest(len(points)))
+            parents = space.to_unit(seen.start)[None, :]
+        return self._child(seen, parents, rng, self._longest(len(tried)))
 
     def sample_independent(
         self,
@@ -114,41 +134,44 @@ class GeneticSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Return a value for a name outside the space: in trial 0 its start value, else uniform."""
+        """Return a value for a name that is not searched.
+
+        It is the start value in trial 0, and always for a locked gene; else it is uniform.
+        """
         gene = Space.from_distributions({param_name: param_distribution}).genes[0]
-        if self._start is not None and param_name in self._start and trial.number == 0:
+        held = trial.number == 0 or param_name in self._held
+        if self._start is not None and param_name in self._start and held:
             return gene.nearest(self._start[param_name], "start")
         letters = [ord(letter) for letter in param_name]
         rng = np.random.default_rng([self._seed, trial.number, *letters])
         return gene.from_unit(float(rng.random()))
 
-    def _parents(self, study: Study, points: Sequence[tuple[FrozenTrial, Cube]]) -> NDArray[Any]:
-        """Return the elite, best first, (elites, genes)."""
-        sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-        finished = [
-            (sign * trial.value, trial.number, point)
-            for trial, point in points
-            if trial.state == TrialState.COMPLETE and trial.value is not None
+    def _parents(self, study: Study, seen: "_Seen") -> NDArray[Any]:
+        """Return the elite, best first, (elites, genes); those that keep all limits go first."""
+        sign = -1.0 if study.directions[0] == StudyDirection.MAXIMIZE else 1.0
+        complete = [trial for trial in seen.tried if trial.state == TrialState.COMPLETE]
+        ranks = [  # a loop over all trials of a study: only what must be is called
+            (excess(trial) if trial.system_attrs else 0.0, sign * value, trial.number, trial)
+            for trial in complete
+            if (value := value_of(trial)) is not None
         ]
-        finished.sort(key=lambda entry: entry[:2])
         # a young study has few trials to tell merit from luck: the elite grows with it
-        count = min(self._options.elites, max(1, len(finished) // 3))
-        return np.array([point for _, _, point in finished[:count]])
+        count = min(self._options.elites, max(1, len(ranks) // 3))
+        return seen.cube([trial for *_, trial in heapq.nsmallest(count, ranks)])
 
     def _longest(self, tried: int) -> float:
         """Return the longest step in units of sigma; it shrinks only towards a known budget."""
         done = min(1.0, tried / self._budget) if self._budget else 0.0
         return float(LONGEST * 0.4**done)
 
-    def _unlike(
-        self,
-        taken: set[str],
-        space: Space,
-        parents: NDArray[Any],
-        rng: np.random.Generator,
-        longest: float,
+    def _child(
+        self, seen: "_Seen", parents: NDArray[Any], rng: np.random.Generator, longest: float
     ) -> Params:
-        """Return a child that no trial has tried, or any child where all has been tried."""
+        """Return a child that no trial has tried and that is not among failed ones, if it can be.
+
+        Where all has been tried, any child is returned.
+        """
+        space = seen.space
         params: Params = {}
         for attempt in range(ATTEMPTS):
             uniform = rng.random() < self._options.global_share or 2 * attempt > ATTEMPTS
@@ -156,8 +179,8 @@ class GeneticSampler(BaseSampler):
                 cube = rng.random(len(space.genes))
             else:
                 cube = mutated(space, self._crossed(space, parents, rng), rng, longest)
-            params = space.from_unit(cube)
-            if _key(params) not in taken:
+            params = space.settled(space.from_unit(cube), seen.start)
+            if not seen.has(params) and not seen.warns_of(params):
                 break
         return params
 
@@ -203,5 +226,65 @@ def reflected(cube: Cube) -> Cube:
     return np.where(folded > 1.0, 2.0 - folded, folded)
 
 
-def _key(params: Params) -> str:
-    return repr(sorted(params.items()))
+def recommended(study: Study, space: Space, start: Params) -> "Recommendation":
+    """Return the best of a study's recommendations. Raises: ValueError if no trial is complete."""
+    from evolve.recommend import recommendations
+
+    maximize = study.directions[0] == StudyDirection.MAXIMIZE
+    found = recommendations(study.get_trials(deepcopy=False), space, start, maximize=maximize)
+    if not found:
+        raise ValueError(f"study {study.study_name} has no complete trial to recommend")
+    return found[0]
+
+
+class _Seen:
+    """What has been tried: whether values are new, and whether they are among failed trials."""
+
+    def __init__(self, space: Space, tried: Sequence[FrozenTrial], start: Params) -> None:
+        self.space = space
+        self.tried = tried
+        self.start = start
+
+    def cube(self, trials: Sequence[FrozenTrial]) -> NDArray[Any]:
+        """Return the places of trials on the cube, (trials, genes); missing genes at the start."""
+        places = [self.space.to_unit({**self.start, **trial.params}) for trial in trials]
+        return np.array(places).reshape(len(places), len(self.space.genes))
+
+    def has(self, params: Params) -> bool:
+        """Return whether a trial has these values; running, failed and pruned ones count."""
+        rarest = max(self.space.genes, key=lambda gene: gene.cells or math.inf).name
+        value, default = params[rarest], self.start[rarest]
+        alike = [trial for trial in self.tried if trial.params.get(rarest, default) == value]
+        return any(
+            all(
+                same_value(trial.params.get(name, self.start[name]), params[name])
+                for name in self.space.names
+            )
+            for trial in alike
+        )
+
+    def warns_of(self, params: Params) -> bool:
+        """Return whether failed trials are near, and nearer than any trial that went well."""
+        if len(self._failed) < WARNINGS:
+            return False
+        sigma = np.array([gene.sigma or DEFAULT_SIGMA for gene in self.space.genes])
+        place = self.space.to_unit(params)
+
+        def distances(points: NDArray[Any]) -> NDArray[Any]:
+            return np.asarray(np.sqrt((((points - place) / sigma) ** 2).mean(axis=1)))
+
+        warning = np.sort(distances(self._failed))[WARNINGS - 1]
+        nearest = distances(self._good).min() if len(self._good) else math.inf
+        return bool(warning < min(NEAR, nearest))
+
+    @cached_property
+    def _failed(self) -> NDArray[Any]:
+        return self._last((TrialState.FAIL,))
+
+    @cached_property
+    def _good(self) -> NDArray[Any]:
+        return self._last(COUNTED)
+
+    def _last(self, states: tuple[TrialState, ...]) -> NDArray[Any]:
+        found = (trial for trial in reversed(self.tried) if trial.state in states)
+        return self.cube(list(itertools.islice(found, REMEMBERED)))

@@ -8,6 +8,7 @@ import pytest
 
 from evolve.config import ConfirmOptions, Plugin, StudyConfig, TrackingOptions, load_config
 from evolve.errors import ConfigError
+from evolve.limits import Limit
 from evolve.problem import start_values
 
 MINIMAL = "objective: toy\nspace: {x: {low: 0.0, high: 1.0}}\n"
@@ -24,7 +25,8 @@ def test_a_whole_file_is_read() -> None:
     Path("hyp/start.yaml").write_text("lr0: 1e-2\nbox: 5\ntrain: {model: yolox-tiny, epochs: 9}\n")
     config = load(
         """
-study: {name: shapes, generations: 30, seed: 4, storage: "sqlite:///x.db"}
+study: {name: shapes, generations: 30, hours: 8, gpu_hours: 2.5, early_stop: false, seed: 4,
+  storage: "sqlite:///x.db", pick: 7}
 objective: detector.objective
 settings: {model: yolox-nano, epochs: 4}
 fitness: {mAP50-95: 0.5, F1: 0.5}
@@ -36,7 +38,9 @@ space:
 pruning: {name: hyperband, reduction_factor: 4}
 confirm: {finalists: 2, seeds: 5}
 workers: {count: 3, per_device: 2}
-limits: {}
+limits: {latency_ms: 5, mAP50: {min: 0.5}, parameters: {min: 10, max: 3e6}}
+preflight: true
+warm_start: hyp/earlier.yaml
 tracking: {uri: "sqlite:///m.db", experiment: e}
 """
     )
@@ -50,6 +54,15 @@ tracking: {uri: "sqlite:///m.db", experiment: e}
     assert (config.workers.count, config.workers.per_device) == (3, 2)
     assert config.tracking == TrackingOptions("sqlite:///m.db", "e")
     assert config.space.names == ("lr0", "optimizer")
+    assert (config.study.hours, config.study.gpu_hours, config.study.early_stop) == (8, 2.5, False)
+    assert config.limits == {
+        "latency_ms": Limit(max=5.0),
+        "mAP50": Limit(min=0.5),
+        "parameters": Limit(10.0, 3e6),
+    }
+    assert (config.preflight, config.warm_start) == (True, "hyp/earlier.yaml")
+    assert config.study.pick == 7
+    assert config.wanted == ("mAP50-95", "F1", "latency_ms", "mAP50", "parameters")
 
 
 def test_defaults_are_those_of_the_design() -> None:
@@ -59,6 +72,41 @@ def test_defaults_are_those_of_the_design() -> None:
     assert (config.study.generations, config.confirm) == (300, ConfirmOptions(3, 3))
     assert config.workers.count == "auto"
     assert config.tracking.uri == "sqlite:///runs/mlflow.db"
+    assert (config.study.hours, config.study.gpu_hours, config.study.early_stop) == (
+        None,
+        None,
+        True,
+    )
+
+
+def test_the_identity_of_a_study_without_later_keys_is_what_it_was() -> None:
+    plain = load(MINIMAL).identity()
+    assert set(plain) == {"objective", "settings", "fitness", "start", "space", "seed"}
+    assert plain["space"] == {"x": {"low": 0.0, "high": 1.0, "log": False}}
+    assert load(MINIMAL + "study: {hours: 3, early_stop: false}\n").identity() == plain
+    assert load(MINIMAL + "limits: {a: 5}\n").identity()["limits"] == {"a": {"min": None, "max": 5}}
+
+
+def test_objectives_stand_in_one_order_with_fitness_first() -> None:
+    config = load(MINIMAL + "objectives: [latency_ms, {mAP50: maximize}, fitness]\n")
+    assert list(config.objectives.items()) == [
+        ("fitness", "maximize"),
+        ("latency_ms", "minimize"),
+        ("mAP50", "maximize"),
+    ]
+    assert config.strategy == Plugin("tpe")  # ours have one objective
+    assert config.wanted == ("fitness", "latency_ms", "mAP50")
+    assert load(MINIMAL + "objectives: [fitness]\n").objectives == {}
+    foreign = load(MINIMAL + "objectives: [fitness, b]\nstrategy: a:B\n")
+    assert foreign.strategy == Plugin("a:B")
+
+
+def test_a_gene_may_depend_on_a_setting() -> None:
+    text = "objective: t\nspace: {x: {low: 0, high: 1, when: {optimizer: SGD}}}\n"
+    config = load(text + "settings: {optimizer: AdamW}\n")
+    assert config.space.genes[0].when == (("optimizer", ("SGD",)),)
+    with pytest.raises(ConfigError, match=r"x\.when\.optimizer is neither a gene nor a setting"):
+        load(text)
 
 
 def test_one_metric_may_be_named() -> None:
@@ -110,7 +158,22 @@ def test_set_can_take_a_gene_out() -> None:
         ("fitness: {a: 1}\nmetric: b\n", "not both"),
         ("start: hyp/none.yaml\n", "there is no file hyp/none.yaml"),
         ("strategy: {elites: 3}\n", "strategy.name must be text"),
-        ("limits: {latency_ms: 5}\n", "limits.latency_ms is not a key"),
+        ("study: {hours: 0}\n", "study.hours=0 must be above 0"),
+        ("study: {gpu_hours: long}\n", "study.gpu_hours must be a number, got 'long'"),
+        ("study: {early_stop: 3}\n", "study.early_stop must be true or false, got 3"),
+        ("study: {pick: -1}\n", "study.pick must be a whole number of 0 or more"),
+        ("limits: {latency_ms: fast}\n", "limits.latency_ms must be a number, got 'fast'"),
+        ("limits: {F1: {mim: 0.5}}\n", "limits.F1.mim is not a key; did you mean min?"),
+        ("limits: {F1: {}}\n", "limits.F1 needs min or max"),
+        ("objectives: fitness\n", "objectives must be a list such as"),
+        ("objectives: [latency_ms]\n", "objectives must hold fitness"),
+        ("objectives: [{fitness: minimize}, b]\n", "objectives must hold fitness"),
+        ("objectives: [fitness, b, b]\n", "'b' must be a name, and stand there once"),
+        ("objectives: [fitness, {b: up}]\n", "objectives.b must be maximize or minimize"),
+        ("objectives: [fitness, b]\nstrategy: genetic\n", "genetic has one objective; .* tpe, ns"),
+        ("objectives: [fitness, b]\npruning: median\n", "median cannot stop trials of several"),
+        ("preflight: 1\n", "preflight must be true or false"),
+        ("warm_start: [a]\n", "warm_start must be text"),
         ("confirm: {seed: 3}\n", "confirm.seed is not a key; did you mean seeds?"),
         ("settings: {a: 1, a: 2}\n", "line 3: not valid YAML: a is given twice"),
         ("settings: {a: [}\n", "line 3: not valid YAML"),

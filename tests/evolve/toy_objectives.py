@@ -97,3 +97,21 @@ def _leave_traces(context: Any) -> None:
         file.write(f"{context.attempt} {context.seed}\n")
     (folder / "weights").mkdir(exist_ok=True)
     (folder / "weights" / "best.pt").write_text("weights")
+
+
+def sized(params: dict[str, Any], context: Any) -> dict[str, float]:
+    """The hill; a larger x takes longer. Latency comes only if it is wanted."""
+    metrics = quadratic(params, context) | {"parameters": 1e6 * params["x"]}
+    if "latency_ms" in context.wanted:
+        metrics["latency_ms"] = 10.0 * params["x"]
+    return metrics
+
+
+def idle_gene(params: dict[str, Any], context: Any) -> dict[str, float]:
+    """The hill in epochs; y does nothing. Counts its epochs in a file beside the study."""
+    for epoch in range(3):
+        with Path("epochs.txt").open("a") as file:
+            file.write(f"{epoch}\n")
+        if context.report(epoch, {"fitness": float(params["x"])}):
+            break
+    return {"fitness": float(params["x"])}

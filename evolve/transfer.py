@@ -1,0 +1,220 @@
+"""Warm start: what an earlier study or a best.yaml tells a new study.
+
+The configurations to try first are kept in the study, and so is the prior evidence: going on with
+the study needs no other file. Only genes that both have are carried over.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optuna import Study
+from optuna.trial import FrozenTrial
+
+from evolve.choice import common_space
+from evolve.config import StudyConfig
+from evolve.errors import ConfigError, StudyError
+from evolve.gene import Gene
+from evolve.interim import recommendations
+from evolve.problem import Problem
+from evolve.record import START, fitness, kind_of, ranking
+from evolve.space import Params, Space
+from evolve.storage import IDENTITY, SQLITE, load_study
+from evolve.yamlfile import read_yaml
+
+WARM, PRIOR = "warm", "prior"  # user attributes of the study
+WINNERS = 3  # configurations of an earlier study that are tried first
+EVIDENCE = 200  # of its trials, at most: the better half of them its best
+SHARED = 0.5  # of the genes, at least
+
+Notice = Callable[[str], None]
+
+
+def warm_start(config: StudyConfig, study: Study, problem: Problem, notice: Notice) -> None:
+    """Keep in the study what `config.warm_start` brings, unless it has that already.
+
+    Raises: StudyError or ConfigError if there is nothing of use.
+    """
+    source = config.warm_start
+    if source is None or source in study.user_attrs.get(WARM, {}).get("sources", ()):
+        return
+    prior: list[dict[str, Any]] = []
+    if Path(source).suffix in (".yaml", ".yml"):
+        first = [_of_file(Path(source), problem, notice)]
+    else:
+        first, prior = _of_study(config, source, problem, notice)
+    _check_genes(source, first, problem)
+    told = study.user_attrs.get(WARM, {"sources": [], "params": []})
+    fresh = [_completed(params, problem) for params in first]
+    known = [problem.start, *told["params"]]
+    fresh = [params for index, params in enumerate(fresh) if params not in known + fresh[:index]]
+    notice(f"warm start from {source}: {len(fresh)} to try first, {len(prior)} as prior evidence")
+    both = [*study.user_attrs.get(PRIOR, []), *prior]
+    study.set_user_attr(PRIOR, both[-EVIDENCE:])
+    sources, params = [*told["sources"], source], [*told["params"], *fresh]
+    study.set_user_attr(WARM, {"sources": sources, "params": params})
+
+
+def next_warm(
+    study: Study, trials: Sequence[FrozenTrial], problem: Problem
+) -> tuple[int, Params] | None:
+    """Return index and values of the next configuration of a warm start that nobody has tried."""
+    begun = {trial.user_attrs.get("warm") for trial in trials}
+    for index, params in enumerate(study.user_attrs.get(WARM, {}).get("params", [])):
+        if index not in begun:
+            values = {**problem.start, **params}  # a gene may have been locked or freed since
+            return index, {name: values[name] for name in problem.space.names}
+    return None
+
+
+def _of_file(path: Path, problem: Problem, notice: Notice) -> Params:
+    """Return the genes that a best.yaml holds, clipped to the space."""
+    if not path.is_file():
+        raise ConfigError(f"warm_start: there is no file {path}")
+    tree = read_yaml(path)
+    train = tree.pop("train", None)
+    values = {**(train if isinstance(train, Mapping) else {}), **tree}
+    return _clipped(values, problem, str(path), notice)
+
+
+def _of_study(
+    config: StudyConfig, source: str, problem: Problem, notice: Notice
+) -> tuple[list[Params], list[dict[str, Any]]]:
+    """Return the winners of an earlier study and its trials as prior evidence."""
+    other = _opened(config, source)
+    identity = other.user_attrs.get(IDENTITY, {})
+    trials = other.get_trials(deepcopy=False)
+    ranked = ranking(trials)
+    if not ranked:
+        raise StudyError(f"warm_start: study {other.study_name} has no complete trial yet")
+    for key, ours in (("objective", config.objective), ("fitness", config.fitness)):
+        if key in identity and identity[key] != ours:
+            notice(f"{source} had another {key}: its values are only compared with one another")
+    if len(other.directions) > 1:
+        winners = [trial.params for trial in ranked[:WINNERS]]
+    else:
+        space, start = _space_of(other, ranked, identity), _start_of(trials, ranked)
+        found = recommendations(trials, space, start)
+        winners = [item.params for item in found[:WINNERS]]
+    first = [_clipped(params, problem, source, notice) for params in winners]
+    evidence = [
+        {"params": _completed(inside, problem), "value": fitness(trial)}
+        for trial in _spread(ranked)
+        if (inside := _inside(trial.params, problem)) is not None
+    ]
+    return first, evidence
+
+
+def _opened(config: StudyConfig, source: str) -> Study:
+    """Open `name`, `storage#name`, or `path#name`. Raises: StudyError."""
+    storage, _, name = source.rpartition("#")
+    if storage and "://" not in storage:
+        storage = SQLITE + storage
+    options = dataclasses.replace(config.study, name=name, storage=storage or config.study.storage)
+    if (options.name, options.storage) == (config.study.name, config.study.storage):
+        raise StudyError(f"warm_start: {source} is this study itself")
+    try:
+        return load_study(dataclasses.replace(config, study=options))
+    except StudyError as error:
+        raise StudyError(f"warm_start: {error}") from error
+
+
+def _space_of(other: Study, ranked: Sequence[FrozenTrial], identity: Mapping[str, Any]) -> Space:
+    """Return the genes that all trials of a study have."""
+    if "space" in identity:
+        constants = {**identity["settings"], **identity["start"]["values"]}
+        constants |= identity["start"]["train"]
+        space = Space.from_dict(identity["space"], other.study_name, constants)
+    else:
+        space = Space.from_distributions(ranked[0].distributions)
+    return common_space(space, ranked)
+
+
+def _start_of(trials: Sequence[FrozenTrial], ranked: Sequence[FrozenTrial]) -> Params:
+    starts = [trial for trial in trials if kind_of(trial) == START and trial.params]
+    first = starts[0] if starts else min(ranked, key=lambda trial: trial.number)
+    return dict(first.params)
+
+
+def _spread(ranked: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return at most EVIDENCE trials: the best ones, and the rest evenly over all ranks."""
+    best, rest = ranked[: EVIDENCE // 2], ranked[EVIDENCE // 2 :]
+    count = min(len(rest), EVIDENCE - len(best))
+    return [*best, *(rest[i * len(rest) // count] for i in range(count))]
+
+
+def _clipped(values: Mapping[str, Any], problem: Problem, source: str, notice: Notice) -> Params:
+    """Return the values of our genes, moved to the nearest allowed one; an unknown choice is left.
+
+    `notice` gets a line for each that is not as it was.
+    """
+    found: Params = {}
+    for gene in problem.space.genes:
+        if gene.name not in values:
+            continue
+        try:
+            found[gene.name] = gene.nearest(values[gene.name], source)
+        except ConfigError:
+            notice(f"{source}: {gene.name}={values[gene.name]} is not allowed here: left out")
+            continue
+        if not _equal(found[gene.name], values[gene.name]):
+            notice(f"{source}: {gene.name}={values[gene.name]} is now {found[gene.name]}")
+    return found
+
+
+def _inside(values: Mapping[str, Any], problem: Problem) -> Params | None:
+    """Return the values of our genes; None if one is out of its range: it would tell of elsewhere.
+
+    A choice that is unknown here is left out.
+    """
+    found: Params = {}
+    for gene in problem.space.genes:
+        if gene.name not in values:
+            continue
+        try:
+            found[gene.name] = gene.nearest(values[gene.name], "warm_start")
+        except ConfigError:
+            continue
+        if not _near(gene, found[gene.name], values[gene.name]):
+            return None
+    return found
+
+
+def _near(gene: Gene, value: Any, original: Any) -> bool:
+    """Return whether a value was moved by the rounding of a grid at most."""
+    if gene.choices or isinstance(original, bool | str) or original is None:
+        return True
+    slack = 0.5 * (gene.step or 0.0) + 1e-6 * (gene.high - gene.low)
+    return abs(float(original) - float(value)) <= slack
+
+
+def _equal(value: Any, original: Any) -> bool:
+    if isinstance(value, float) and isinstance(original, int | float):
+        return abs(value - original) <= 1e-8 * abs(original)
+    return bool(value == original)
+
+
+def _completed(params: Params, problem: Problem) -> Params:
+    """Return values for all genes: missing and inactive ones stand at their start values."""
+    return problem.space.settled({**problem.start, **params}, problem.start)
+
+
+def _check_genes(source: str, first: Sequence[Params], problem: Problem) -> None:
+    ours = problem.space.names
+    shared = [name for name in ours if any(name in params for params in first)]
+    if len(shared) < SHARED * len(ours):
+        raise StudyError(
+            f"warm_start: {source} has {len(shared)} of our {len(ours)} genes,"
+            " at least half are needed"
+        )
+
+
+def import_file(config: StudyConfig, path: Path) -> int:
+    """Add the trials of an older search to the study and return their number."""
+    raise StudyError("import is not there yet")
+
+
+def export_file(study: Study, path: Path) -> None:
+    """Write a study as the evolve.txt of 2019."""
+    raise StudyError("export-txt is not there yet")

@@ -6,6 +6,7 @@ the study needs no other file. Only genes that both have are carried over.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,22 @@ def warm_start(config: StudyConfig, study: Study, problem: Problem, notice: Noti
         return
     prior: list[dict[str, Any]] = []
     if Path(source).suffix in (".yaml", ".yml"):
-        first = [_of_file(Path(source), problem, notice)]
+        found = [_of_file(Path(source))]
     else:
-        first, prior = _of_study(config, source, problem, notice)
-    _check_genes(source, first, problem)
+        found, prior = _of_study(config, source, problem, notice)
+    _check_genes(source, found[0], problem)
     told = study.user_attrs.get(WARM, {"sources": [], "params": []})
-    fresh = [_completed(params, problem) for params in first]
-    known = [problem.start, *told["params"]]
-    fresh = [params for index, params in enumerate(fresh) if params not in known + fresh[:index]]
+    fresh: list[Params] = []
+    for values in found:
+        params = _completed(_clipped(values, problem), problem)
+        if len(fresh) < WINNERS and params not in (problem.start, *told["params"], *fresh):
+            _tell_changes(values, params, source, notice)
+            fresh.append(params)
     notice(f"warm start from {source}: {len(fresh)} to try first, {len(prior)} as prior evidence")
     both = [*study.user_attrs.get(PRIOR, []), *prior]
     study.set_user_attr(PRIOR, both[-EVIDENCE:])
-    sources, params = [*told["sources"], source], [*told["params"], *fresh]
-    study.set_user_attr(WARM, {"sources": sources, "params": params})
+    sources, first = [*told["sources"], source], [*told["params"], *fresh]
+    study.set_user_attr(WARM, {"sources": sources, "params": first})
 
 
 def next_warm(
@@ -68,20 +72,19 @@ def next_warm(
     return None
 
 
-def _of_file(path: Path, problem: Problem, notice: Notice) -> Params:
-    """Return the genes that a best.yaml holds, clipped to the space."""
+def _of_file(path: Path) -> Params:
+    """Return the values that a best.yaml holds."""
     if not path.is_file():
         raise ConfigError(f"warm_start: there is no file {path}")
     tree = read_yaml(path)
     train = tree.pop("train", None)
-    values = {**(train if isinstance(train, Mapping) else {}), **tree}
-    return _clipped(values, problem, str(path), notice)
+    return {**(train if isinstance(train, Mapping) else {}), **tree}
 
 
 def _of_study(
     config: StudyConfig, source: str, problem: Problem, notice: Notice
 ) -> tuple[list[Params], list[dict[str, Any]]]:
-    """Return the winners of an earlier study and its trials as prior evidence."""
+    """Return the values of an earlier study, best first, and its trials as prior evidence."""
     other = _opened(config, source)
     identity = other.user_attrs.get(IDENTITY, {})
     trials = other.get_trials(deepcopy=False)
@@ -92,18 +95,16 @@ def _of_study(
         if key in identity and identity[key] != ours:
             notice(f"{source} had another {key}: its values are only compared with one another")
     if len(other.directions) > 1:
-        winners = [trial.params for trial in ranked[:WINNERS]]
+        found = [trial.params for trial in ranked]
     else:
         space, start = _space_of(other, ranked, identity), _start_of(trials, ranked)
-        found = recommendations(trials, space, start)
-        winners = [item.params for item in found[:WINNERS]]
-    first = [_clipped(params, problem, source, notice) for params in winners]
+        found = [item.params for item in recommendations(trials, space, start)]
     evidence = [
         {"params": _completed(inside, problem), "value": fitness(trial)}
         for trial in _spread(ranked)
         if (inside := _inside(trial.params, problem)) is not None
     ]
-    return first, evidence
+    return found, evidence
 
 
 def _opened(config: StudyConfig, source: str) -> Study:
@@ -144,41 +145,28 @@ def _spread(ranked: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return [*best, *(rest[i * len(rest) // count] for i in range(count))]
 
 
-def _clipped(values: Mapping[str, Any], problem: Problem, source: str, notice: Notice) -> Params:
-    """Return the values of our genes, moved to the nearest allowed one; an unknown choice is left.
-
-    `notice` gets a line for each that is not as it was.
-    """
+def _clipped(values: Mapping[str, Any], problem: Problem) -> Params:
+    """Return the allowed values nearest to those of our genes; an unknown choice is left out."""
     found: Params = {}
     for gene in problem.space.genes:
-        if gene.name not in values:
-            continue
-        try:
-            found[gene.name] = gene.nearest(values[gene.name], source)
-        except ConfigError:
-            notice(f"{source}: {gene.name}={values[gene.name]} is not allowed here: left out")
-            continue
-        if not _equal(found[gene.name], values[gene.name]):
-            notice(f"{source}: {gene.name}={values[gene.name]} is now {found[gene.name]}")
+        with suppress(ConfigError):
+            if gene.name in values:
+                found[gene.name] = gene.nearest(values[gene.name], "warm_start")
     return found
+
+
+def _tell_changes(values: Params, params: Params, source: str, notice: Notice) -> None:
+    """Give `notice` a line for each value that is not as it was."""
+    for name in params:
+        if name in values and not _equal(params[name], values[name]):
+            notice(f"{source}: {name}={values[name]} is now {params[name]}")
 
 
 def _inside(values: Mapping[str, Any], problem: Problem) -> Params | None:
-    """Return the values of our genes; None if one is out of its range: it would tell of elsewhere.
-
-    A choice that is unknown here is left out.
-    """
-    found: Params = {}
-    for gene in problem.space.genes:
-        if gene.name not in values:
-            continue
-        try:
-            found[gene.name] = gene.nearest(values[gene.name], "warm_start")
-        except ConfigError:
-            continue
-        if not _near(gene, found[gene.name], values[gene.name]):
-            return None
-    return found
+    """Return the values of our genes; None if one is out of its range: that was elsewhere."""
+    found = _clipped(values, problem)
+    near = (_near(g, found[g.name], values[g.name]) for g in problem.space.genes if g.name in found)
+    return found if all(near) else None
 
 
 def _near(gene: Gene, value: Any, original: Any) -> bool:
@@ -200,9 +188,9 @@ def _completed(params: Params, problem: Problem) -> Params:
     return problem.space.settled({**problem.start, **params}, problem.start)
 
 
-def _check_genes(source: str, first: Sequence[Params], problem: Problem) -> None:
+def _check_genes(source: str, values: Params, problem: Problem) -> None:
     ours = problem.space.names
-    shared = [name for name in ours if any(name in params for params in first)]
+    shared = [name for name in ours if name in values]
     if len(shared) < SHARED * len(ours):
         raise StudyError(
             f"warm_start: {source} has {len(shared)} of our {len(ours)} genes,"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from optuna.distributions import (
@@ -65,7 +66,7 @@ class Gene:
         """Return the place of a value on [0, 1]; a grid value is in the middle of its cell."""
         if self.choices:
             return (self._index(value) + 0.5) / len(self.choices)
-        low, high = self._edges()
+        low, high = self._edges
         place = math.log(value + self.shift) if self.log else float(value)
         return min(max((place - low) / (high - low), 0.0), 1.0)
 
@@ -73,7 +74,7 @@ class Gene:
         """Return the value at a place on [0, 1]; every grid value owns an equal share."""
         if self.choices:
             return self.choices[min(int(place * len(self.choices)), len(self.choices) - 1)]
-        low, high = self._edges()
+        low, high = self._edges
         value = low + place * (high - low)
         return self._on_grid(math.exp(value) - self.shift if self.log else value)
 
@@ -112,7 +113,9 @@ class Gene:
         allowed = ", ".join(str(choice) for choice in self.choices)
         raise ConfigError(f"{source}: {self.name}={value} is not a choice; allowed: {allowed}")
 
+    @cached_property
     def _edges(self) -> tuple[float, float]:
+        """The ends of [0, 1] on the searched scale: half a step beyond the range of a grid."""
         half = 0.5 * (self.step or 0.0)
         low, high = self.low - half, self.high + half
         if not self.log:

@@ -23,7 +23,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from evolve.gene import DEFAULT_SIGMA, same_value
-from evolve.record import COUNTED, excess, search_trials, value_of
+from evolve.record import COUNTED, excess, search_trials
 from evolve.space import Cube, Params, Space
 
 if TYPE_CHECKING:
@@ -149,11 +149,10 @@ class GeneticSampler(BaseSampler):
     def _parents(self, study: Study, seen: "_Seen") -> NDArray[Any]:
         """Return the elite, best first, (elites, genes); those that keep all limits go first."""
         sign = -1.0 if study.directions[0] == StudyDirection.MAXIMIZE else 1.0
-        complete = [trial for trial in seen.tried if trial.state == TrialState.COMPLETE]
-        ranks = [  # a loop over all trials of a study: only what must be is called
-            (excess(trial) if trial.system_attrs else 0.0, sign * value, trial.number, trial)
-            for trial in complete
-            if (value := value_of(trial)) is not None
+        ranks = [  # a loop over all trials of a study: nothing is called that need not be
+            (excess(trial) if trial.system_attrs else 0.0, sign * values[0], trial.number, trial)
+            for trial in seen.tried
+            if trial.state == TrialState.COMPLETE and (values := trial.values)
         ]
         # a young study has few trials to tell merit from luck: the elite grows with it
         count = min(self._options.elites, max(1, len(ranks) // 3))
@@ -254,13 +253,13 @@ class _Seen:
         """Return whether a trial has these values; running, failed and pruned ones count."""
         rarest = max(self.space.genes, key=lambda gene: gene.cells or math.inf).name
         value, default = params[rarest], self.start[rarest]
-        alike = [trial for trial in self.tried if trial.params.get(rarest, default) == value]
         return any(
             all(
                 same_value(trial.params.get(name, self.start[name]), params[name])
                 for name in self.space.names
             )
-            for trial in alike
+            for trial in self.tried
+            if trial.params.get(rarest, default) == value
         )
 
     def warns_of(self, params: Params) -> bool:

@@ -178,6 +178,53 @@ def test_the_recommended_finalist_has_the_best_mean_of_its_repeats() -> None:
     assert "widened for choosing among 2 finalists" in verdict.text
 
 
+def test_the_finalists_are_those_that_are_named() -> None:
+    trials = search()
+    trials.put(0.6, 0.3)
+    found = configurations(trials, ConfirmOptions(2, 1), order=[5, 2, 1])
+    assert [c.of for c in found] == [0, 5, 2]
+    asked = missing_repeat(trials, ConfirmOptions(1, 1), order=[2])
+    assert asked is not None and asked[0].of == 0
+
+
+def test_a_better_estimate_outweighs_a_better_mean() -> None:
+    trials = search()
+    trials.repeat(0, [0.40, 0.41])
+    trials.repeat(1, [0.52, 0.51])
+    trials.repeat(2, [0.50, 0.51])
+    verdict = judge(trials, ConfirmOptions(2, 2), estimates={1: 0.47, 2: 0.48})
+    assert verdict.recommended is not None
+    assert verdict.recommended.configuration.of == 2
+    # the repeats alone: 0.515 against 0.505
+    assert judge(trials, ConfirmOptions(2, 2)).recommended.configuration.of == 1  # type: ignore[union-attr]
+
+
+def test_the_start_values_are_recommended_only_if_all_else_is_shown_to_be_worse() -> None:
+    trials = search()
+    trials.repeat(0, [0.60, 0.61])
+    trials.repeat(1, [0.50, 0.51])
+    verdict = judge(trials, ONE_FINALIST)
+    assert verdict.recommended is verdict.start
+    assert "nothing better than them was found" in verdict.text
+    trials.repeat(2, [0.10, 0.80])  # so noisy that nothing is shown
+    verdict = judge(trials, ConfirmOptions(2, 2), estimates={1: 0.55, 2: 0.45})
+    assert verdict.word == "no difference shown"
+    assert verdict.recommended is not None
+    assert verdict.recommended.configuration.of == 2
+
+
+def test_a_finalist_whose_repeats_are_beyond_a_limit_stands_behind() -> None:
+    trials = search()
+    trials.repeat(0, [0.40, 0.41])
+    for index, value in enumerate([0.60, 0.61]):
+        trials.put(0.2, value, "confirm", of=1, repeat=index)
+        trials[-1]._system_attrs["constraints"] = [0.3]
+    trials.repeat(2, [0.50, 0.51])
+    verdict = judge(trials, ConfirmOptions(finalists=2, seeds=2))
+    assert verdict.recommended is not None
+    assert verdict.recommended.configuration.of == 2
+
+
 def test_a_finalist_that_failed_a_repeat_stands_behind() -> None:
     trials = search()
     trials.repeat(0, [0.40, 0.41])

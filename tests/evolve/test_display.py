@@ -29,6 +29,9 @@ def test_progress_counts_best_running_failed_and_time_left() -> None:
     progress.running[3] = "step 1"
     # 8 trials of 10 s left on 2 workers
     assert progress.line() == "2/10, best 0.6000 (trial 2), running 1, failed 1, ETA 40 s"
+    progress.seconds_left = lambda: 25.0  # a limit of time comes first
+    assert progress.line().endswith("ETA 25 s")
+    progress.seconds_left = lambda: 3600.0
     progress.finish(trial(3, None, reason="y"))
     progress.finish(trial(4, 0.9, kind="confirm"))
     assert progress.line() == "2/10, best 0.6000 (trial 2), running 0, failed 2, ETA 40 s"

@@ -56,7 +56,7 @@ def test_run_status_best_and_export(
     write_study("shop.window", settings={"epochs": 4})
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
-    code, out, err = run_main(capsys, "run", "--generations", "3", "--json")
+    code, out, err = run_main(capsys, "run", "--generations", "3", "--hours", "2", "--json")
     assert code == 0
     summary = json.loads(out)  # one object and nothing else
     assert (summary["generations"], summary["study"], summary["verdict"]) == (
@@ -64,6 +64,8 @@ def test_run_status_best_and_export(
         "toy",
         "not confirmed",
     )
+    assert summary["ended"] == "3 of 3 generations"
+    assert 0.0 < summary["hours"] < 0.1
     assert "trial 2: fitness" in err
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
@@ -119,6 +121,9 @@ def test_run_status_best_and_export(
         (["run", "--set", "pruning=halving"], "did you mean successive-halving"),
         (["run", "--storage", "nosuchdb://x"], "storage nosuchdb://x cannot be opened"),
         (["run", "--study", "a/b"], "names a folder"),
+        (["run", "--hours", "0"], "study.hours=0 must be above 0"),
+        (["run", "--gpu-hours", "-1"], "study.gpu_hours=-1 must be above 0"),
+        (["run", "--warm-start", "none.yaml"], "warm_start: there is no file none.yaml"),
         (["status"], "there is no study yet: runs/evolve.db does not exist"),
         (["best", "--study", "gone"], "there is no study yet"),
         (["export"], "there is no study yet"),

@@ -35,6 +35,13 @@ def evaluate(params, context):
 def train_fields():
     return {"fitness", "epochs"}
 """
+TIRED = """
+from optuna.samplers import RandomSampler
+
+class Tired(RandomSampler):
+    def stop_reason(self, study):
+        return "enough is enough"
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -347,6 +354,54 @@ def test_files_of_a_study_that_is_gone_are_moved_aside(write_study: WriteStudy) 
     assert "held another study's files" in shown
     assert len(calls(0)) == 1
     assert Path("runs/evolve/toy/trials-1/0/calls.txt").is_file()
+
+
+# ---- what ends a search
+
+
+def test_hours_end_a_search_and_confirming_comes_on_top(write_study: WriteStudy) -> None:
+    write_study("slow", confirm={"finalists": 1, "seeds": 1}, generations=100)
+    summary, shown = run("study.hours=0.0005")  # 1.8 s for trials of 0.2 s
+    assert 1 < summary.generations < 12
+    assert summary.ended in (
+        "0.0005 hours are over",
+        "the next trial would end after the 0.0005 hours",
+    )
+    assert f"the search ended: {summary.ended}" in shown
+    assert "on top of what the search may take" in shown
+    assert summary.states["confirm"] == 2
+    spent = summary.seconds
+    assert 1.0 < spent < 10.0
+    # going on has no time left; more hours, and the generations end it
+    again, _ = run("study.hours=0.0005")
+    assert (again.generations, again.ended) == (summary.generations, "0.0005 hours are over")
+    more = summary.generations + 1
+    last, _ = run("study.hours=1", f"study.generations={more}")
+    assert (last.generations, last.ended) == (more, f"{more} of {more} generations")
+    assert last.seconds > spent
+    text = result_text(load_config("evolve.yaml"), last, {"x": 0.1, "y": 0.9})
+    assert f"the search ended: {more} of {more} generations" in text
+
+
+def test_a_sampler_may_end_the_search(write_study: WriteStudy) -> None:
+    Path("tired.py").write_text(TIRED)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        write_study(generations=40, strategy="tired:Tired")
+        summary, _ = run()
+        assert (summary.generations, summary.ended) == (30, "enough is enough")
+        assert run()[0].generations == 30
+        assert run("study.early_stop=false", "study.generations=32")[0].generations == 32
+    finally:
+        sys.path.pop(0)
+
+
+def test_seconds_of_a_trial_are_those_of_all_its_attempts(write_study: WriteStudy) -> None:
+    write_study("dies_late", generations=2)
+    run()
+    assert trials()[1].user_attrs["attempts"] == 2
+    assert trials()[1].user_attrs["seconds"] > 0.5  # in the attempt that died
+    assert trials()[0].user_attrs["seconds"] < 0.5
 
 
 # ---- the end of a study

@@ -82,6 +82,14 @@ def suicidal(params: dict[str, Any], context: Any) -> dict[str, float]:
     return quadratic(params, context)
 
 
+def dies_late(params: dict[str, Any], context: Any) -> dict[str, float]:
+    """Trial 1 kills its process after half a second of its first attempt."""
+    if context.directory.name == "1" and context.attempt == 1:
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return quadratic(params, context)
+
+
 def talkative(params: dict[str, Any], context: Any) -> dict[str, float]:
     """Prints what it was given."""
     print(

@@ -47,7 +47,7 @@ class ForecastPruner(BasePruner):
         chance: least probability of that; below it the trial stops.
     """
 
-    def __init__(self, best: int = 5, chance: float = 0.05) -> None:
+    def __init__(self, best: int = 5, chance: float = 0.1) -> None:
         if not isinstance(best, int) or best < 1:
             raise ValueError(f"best={best!r} must be a whole number, at least 1")
         if not isinstance(chance, int | float) or not 0 <= chance < 0.5:

@@ -4,8 +4,8 @@ For every trial a fresh sampler is built, seeded by the study's seed and the tri
 nothing is carried from one trial to the next but what the study holds.
 """
 
-from collections.abc import Callable, Container
-from typing import Any
+from collections.abc import Callable, Container, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna import Study
@@ -14,8 +14,11 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from evolve.record import CONFIRM, COUNTED, kind_of, search_trials
-from evolve.samplers.genetic import GeneticOptions, GeneticSampler
+from evolve.samplers.genetic import GeneticOptions, GeneticSampler, recommended
 from evolve.space import Params, Space
+
+if TYPE_CHECKING:
+    from evolve.recommend import Recommendation
 
 
 class BorrowedSampler(BaseSampler):
@@ -37,7 +40,8 @@ class BorrowedSampler(BaseSampler):
         local: int = 0,
     ) -> None:
         self._make = make
-        self._space = space
+        self._space = space.decided(start).searched()
+        self._start = {**space.middle(), **start}
         self._seed = seed
         self._local = local
         # one elite and no crossover: neighbours of the best values so far, first of the start
@@ -48,27 +52,44 @@ class BorrowedSampler(BaseSampler):
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Build the sampler of this trial."""
-        counted = sum(other.state in COUNTED for other in search_trials(study))
-        self._is_local = counted < self._local
+        trials = [other for other in search_trials(study) if other.number != trial.number]
+        counted = sum(other.state in COUNTED for other in trials)
+        # the start values come first, also where nobody has queued them
+        begun = any(other.params or other.state.is_finished() for other in trials)
+        self._is_local = counted < self._local or not begun
         sequence = np.random.SeedSequence([self._seed, trial.number])
         self._inner = self._make(int(sequence.generate_state(1)[0]))
         self._inner.before_trial(_of_search(study), trial)
 
+    def after_trial(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Let the borrowed sampler store what it stores with a trial."""
+        self._inner.after_trial(_of_search(study), trial, state, values)
+
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Return the names that are proposed together."""
-        if self._is_local:
-            return self._near.infer_relative_search_space(study, trial)
-        return self._inner.infer_relative_search_space(_of_search(study), trial)
+        """Return the genes, all of them: conditions need the values together."""
+        return self._space.distributions()
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> Params:
-        """Return the values to try next."""
+        """Return the values to try next, inactive genes at their start value."""
         if self._is_local:
             return self._near.sample_relative(study, trial, search_space)
-        return self._inner.sample_relative(_of_search(study), trial, search_space)
+        view = _of_search(study)
+        together = self._inner.infer_relative_search_space(view, trial)
+        params = self._inner.sample_relative(view, trial, together)
+        for name, kind in search_space.items():
+            if name not in params:
+                params[name] = self._inner.sample_independent(view, trial, name, kind)
+        return self._space.settled({name: params[name] for name in search_space}, self._start)
 
     def sample_independent(
         self,
@@ -77,9 +98,12 @@ class BorrowedSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Return a value for one name."""
-        view = _of_search(study)
-        return self._inner.sample_independent(view, trial, param_name, param_distribution)
+        """Return a value for a name that is not searched; a locked gene stays at its start."""
+        return self._near.sample_independent(study, trial, param_name, param_distribution)
+
+    def recommend(self, study: Study) -> "Recommendation":
+        """Return the probably best configuration. Raises: ValueError if none is complete."""
+        return recommended(study, self._space, self._start)
 
 
 class _SearchView(Study):

@@ -170,18 +170,23 @@ class GeneticSampler(BaseSampler):
 
         Where all has been tried, any child is returned.
         """
-        space = seen.space
         params: Params = {}
         for attempt in range(ATTEMPTS):
             uniform = rng.random() < self._options.global_share or 2 * attempt > ATTEMPTS
             if uniform or not len(parents):
-                cube = rng.random(len(space.genes))
+                params = seen.space.from_unit(rng.random(len(seen.space.genes)))
             else:
-                cube = mutated(space, self._crossed(space, parents, rng), rng, longest)
-            params = space.settled(space.from_unit(cube), seen.start)
+                params = self._bred(seen.space, parents, rng, longest)
+            params = seen.space.settled(params, seen.start)
             if not seen.has(params) and not seen.warns_of(params):
                 break
         return params
+
+    def _bred(
+        self, space: Space, parents: NDArray[Any], rng: np.random.Generator, longest: float
+    ) -> Params:
+        """Return the values of one child."""
+        return space.from_unit(mutated(space, self._crossed(space, parents, rng), rng, longest))
 
     def _crossed(self, space: Space, parents: NDArray[Any], rng: np.random.Generator) -> Cube:
         """Return a parent, a mix of two, or an average of the elite; better ranks weigh more."""

@@ -62,8 +62,9 @@ def main(argv: list[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Start or resume the study."""
     from evolve.display import Display
-    from evolve.printout import result_text
+    from evolve.printout import insight_lines, result_text
     from evolve.problem import start_values
+    from evolve.storage import load_study
     from evolve.study import run_study
 
     config = _config(arguments)
@@ -71,18 +72,24 @@ def run(arguments: argparse.Namespace) -> int:
     with _interruptible(), Display() as display:
         summary = run_study(config, display)
     start = start_values(config, lambda _: None)
-    _print(arguments, summary.to_dict(), result_text(config, summary, start))
+    if arguments.json:
+        print(json.dumps(summary.to_dict()))
+    else:
+        print(result_text(config, summary, start, insight_lines(config, load_study(config))))
     return 0
 
 
 def status(arguments: argparse.Namespace) -> int:
     """Print how far the study is."""
-    from evolve.printout import status_text
+    from evolve.printout import insight_lines, status_text
     from evolve.summary import summarise
 
     config, study = _opened(arguments)
     summary = summarise(config, study)
-    _print(arguments, summary.to_dict(), status_text(summary, study))
+    if arguments.json:
+        print(json.dumps(summary.to_dict()))
+    else:
+        print("\n".join([status_text(summary, study), *insight_lines(config, study)]))
     return 0
 
 
@@ -116,23 +123,23 @@ def export(arguments: argparse.Namespace) -> int:
 
 def import_(arguments: argparse.Namespace) -> int:
     """Add the trials of an older search (evolve.txt, .ndjson, evolve.csv) to the study."""
-    from evolve.transfer import import_file
+    from evolve.exchange import import_file
 
     config = _config(arguments)
     _quiet_optuna()
-    count = import_file(config, arguments.file)
-    text = f"{count} trials of {arguments.file} are in study {config.study.name} now"
+    count = import_file(config, arguments.file, _notice)
+    text = f"{count} trials of {arguments.file} were added to study {config.study.name}"
     _print(arguments, {"study": config.study.name, "trials": count}, text)
     return 0
 
 
 def export_txt(arguments: argparse.Namespace) -> int:
     """Write the study as the evolve.txt of 2019."""
-    from evolve.transfer import export_file
+    from evolve.exchange import export_file
 
     config, study = _opened(arguments)
     path = arguments.file or config.directory / "evolve.txt"
-    export_file(study, path)
+    export_file(config, study, path, _notice)
     _print(arguments, {"files": [str(path)]}, str(path))
     return 0
 
@@ -263,6 +270,10 @@ def _interruptible() -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+def _notice(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _print(arguments: argparse.Namespace, data: dict[str, Any], text: str) -> None:

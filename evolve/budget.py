@@ -117,9 +117,12 @@ def gpu_seconds(trials: Sequence[FrozenTrial], duration: float = 0.0) -> float:
 
 
 def _typical_seconds(trials: Sequence[FrozenTrial]) -> float:
-    """Return the median duration of the trials that count, 0 before the first one."""
-    seconds = [seconds_of(trial) for trial in trials if trial.state in COUNTED]
-    return statistics.median(seconds) if seconds else 0.0
+    """Return the median duration of the trials that count, 0 before the first one.
+
+    Those of another system, which were imported, have none.
+    """
+    counted = (seconds_of(trial) for trial in trials if trial.state in COUNTED)
+    return statistics.median([seconds for seconds in counted if seconds > 0] or [0.0])
 
 
 def _over(hours: float, spent: float, next_one: float, unit: str) -> str:

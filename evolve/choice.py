@@ -64,10 +64,16 @@ def settle_finalists(config: StudyConfig, study: Study) -> None:
         study.set_user_attr(FINALISTS, {"generations": count, "trials": chosen})
 
 
-def finalists(study: Study) -> list[int] | None:
-    """Return the numbers of the finalists' trials, best first; None: as they rank."""
+def finalists(study: Study, now: Sequence[int] = ()) -> list[int] | None:
+    """Return the numbers of the finalists' trials, best first; None: as they rank.
+
+    `now` are those to take where the search went on since they were chosen.
+    """
     kept = study.user_attrs.get(FINALISTS)
-    return None if kept is None else list(kept["trials"])
+    if kept is None:  # a study of an older version
+        return None
+    fresh = kept["generations"] == generations(study.get_trials(deepcopy=False))
+    return list(kept["trials"] if fresh else now)
 
 
 def _as_measured(trial: FrozenTrial) -> Recommendation:

@@ -1,25 +1,29 @@
 """A study's summary as text for a terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from optuna import Study
 
+from evolve.choice import common_space
 from evolve.config import StudyConfig, load_config
 from evolve.display import ending, label
 from evolve.errors import StudyError
+from evolve.fidelity import rank_check, rank_text
 from evolve.front import front_table
 from evolve.objective import load_objective
-from evolve.record import fitness
+from evolve.record import fitness, ranking
 from evolve.space import Params
 from evolve.summary import HYP_BEST, Summary, estimate_text, measured_text
 
 SHOWN_FAILURES = 3
 
 
-def result_text(config: StudyConfig, summary: Summary, start: Params) -> str:
+def result_text(
+    config: StudyConfig, summary: Summary, start: Params, insight: Sequence[str] = ()
+) -> str:
     """Return the end of `evolve run`: counts, values beside start values, verdict, what next."""
     lines = [status_line(summary), *_end_lines(summary)]
     for reason, count in sorted(summary.failures.items(), key=lambda item: -item[1])[
@@ -36,7 +40,7 @@ def result_text(config: StudyConfig, summary: Summary, start: Params) -> str:
     lines += _front_lines(summary)
     lines += ["", f"recommended values (trial {summary.recommended_trial}):"]
     lines += values_table(summary.recommended, start)
-    lines += ["", *_measurements(summary), summary.verdict.text, ""]
+    lines += ["", *_measurements(summary), summary.verdict.text, *insight, ""]
     lines += [f"written: {path}" for path in summary.files]
     if summary.checkpoint is not None:
         lines.append(f"weights: {summary.checkpoint}")
@@ -56,6 +60,19 @@ def status_text(summary: Summary, study: Study, last: int = 10) -> str:
         lines += _front_lines(summary)
         lines += ["", *_measurements(summary), summary.verdict.text]
     return "\n".join(lines)
+
+
+def insight_lines(config: StudyConfig, study: Study) -> list[str]:
+    """Return what a study says beside its result: which genes matter, and which epochs rank."""
+    from evolve.insight import importance, insight_text  # heavy, and of use to few commands
+
+    trials = study.get_trials(deepcopy=False)
+    ranked = ranking(trials)
+    if not ranked:
+        return []
+    space = common_space(config.space, ranked)
+    ranks = rank_text(rank_check(trials))
+    return ["", *insight_text(importance(study, space), space), *([ranks] if ranks else [])]
 
 
 def status_line(summary: Summary) -> str:

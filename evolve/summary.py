@@ -108,7 +108,7 @@ def summarise(config: StudyConfig, study: Study) -> Summary:
     trials = study.get_trials(deepcopy=False)
     estimates = {item.trial: item for item in recommended(config, trials)}
     means = {} if config.objectives else {n: item.mean for n, item in estimates.items()}
-    verdict = judge(trials, config.confirm, finalists(study), means)
+    verdict = judge(trials, config.confirm, finalists(study, list(estimates)), means)
     best = next(iter(ranking(trials)), None)
     starts = [t for t in trials if kind_of(t) == START and t.state == TrialState.COMPLETE]
     number, params = _chosen(config, trials, verdict, list(estimates.values()))

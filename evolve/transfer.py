@@ -196,13 +196,3 @@ def _check_genes(source: str, values: Params, problem: Problem) -> None:
             f"warm_start: {source} has {len(shared)} of our {len(ours)} genes,"
             " at least half are needed"
         )
-
-
-def import_file(config: StudyConfig, path: Path) -> int:
-    """Add the trials of an older search to the study and return their number."""
-    raise StudyError("import is not there yet")
-
-
-def export_file(study: Study, path: Path) -> None:
-    """Write a study as the evolve.txt of 2019."""
-    raise StudyError("export-txt is not there yet")

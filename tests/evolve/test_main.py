@@ -143,6 +143,40 @@ def test_wrong_input_is_one_line_and_code_2(
     assert err.count("\n") == 1
 
 
+def test_an_earlier_search_is_imported_and_written_again(
+    write_study: WriteStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_study(
+        "trained",
+        generations=4,
+        fitness={"mAP50": 0.5, "F1": 0.5},
+        space={"lr0": {"low": 0.001, "high": 0.1, "log": True}},
+        start={"lr0": 0.01},
+    )
+    csv = (
+        "metrics/mAP_0.5,metrics/precision,metrics/recall,lr0\n0.9,0.8,0.8,0.02\n0.7,0.5,0.5,0.03\n"
+    )
+    Path("evolve.csv").write_text(csv)
+    code, out, _ = run_main(capsys, "import", "evolve.csv", "--json")
+    assert (code, json.loads(out)) == (0, {"study": "toy", "trials": 2})
+    code, out, err = run_main(capsys, "import", "evolve.csv")
+    assert (code, out) == (0, "0 trials of evolve.csv were added to study toy\n")
+    assert "already in the study" in err
+    code, out, _ = run_main(capsys, "run", "--json")
+    summary = json.loads(out)
+    assert (code, summary["generations"]) == (0, 4)
+    assert summary["start"]["params"] == {"lr0": 0.01}  # they are measured all the same
+    assert summary["best"]["params"] == {"lr0": 0.02}
+    code, out, _ = run_main(capsys, "export-txt")
+    assert (code, out) == (0, "runs/evolve/toy/evolve.txt\n")
+    assert len(Path("runs/evolve/toy/evolve.txt").read_text().splitlines()) == 4
+    code, _, err = run_main(capsys, "import", "none.txt")
+    assert code == 2
+    assert err.startswith("error: none.txt")
+    code, _, err = run_main(capsys, "import", "evolve.csv", "--set", "limits.F1=1")
+    assert (code, "cannot be held against limits" in err) == (2, True)
+
+
 def test_a_study_without_a_result_has_no_winner(
     write_study: WriteStudy, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,7 +208,9 @@ def test_wrong_usage_is_code_2(arguments: list[str]) -> None:
     assert stopped.value.code == 2
 
 
-@pytest.mark.parametrize("command", ["", "run", "status", "best", "export", "ui"])
+@pytest.mark.parametrize(
+    "command", ["", "run", "status", "best", "export", "import", "export-txt", "ui"]
+)
 def test_help_shows_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*command.split(), "--help"])

@@ -82,6 +82,12 @@ def suicidal(params: dict[str, Any], context: Any) -> dict[str, float]:
     return quadratic(params, context)
 
 
+def trained(params: dict[str, Any], context: Any) -> dict[str, float]:
+    """What a detector's training returns."""
+    good = 0.5 - abs(params["lr0"] - 0.02)
+    return {"mAP50": good, "F1": good, "precision": good, "recall": good}
+
+
 def dies_late(params: dict[str, Any], context: Any) -> dict[str, float]:
     """Trial 1 kills its process after half a second of its first attempt."""
     if context.directory.name == "1" and context.attempt == 1:

@@ -63,7 +63,7 @@ class ClassicSampler(GeneticSampler):
         self, space: Space, parents: NDArray[Any], rng: np.random.Generator, longest: float
     ) -> Params:
         parent = space.from_unit(parents[0])
-        return {gene.name: _mutated(gene, parent[gene.name], rng) for gene in space.genes}
+        return {gene.name: child_value(gene, parent[gene.name], rng) for gene in space.genes}
 
 
 def sigma_of(gene: Gene) -> float:
@@ -71,7 +71,7 @@ def sigma_of(gene: Gene) -> float:
     return gene.sigma if gene.sigma != DEFAULT_SIGMA else SIGMAS.get(gene.name, gene.sigma)
 
 
-def _mutated(gene: Gene, value: Any, rng: np.random.Generator) -> Value:
+def child_value(gene: Gene, value: Any, rng: np.random.Generator) -> Value:
     """Return `value * (1 + sigma z)^2` as the gene can have it."""
     sigma = sigma_of(gene)
     draw, z = rng.random(), float(rng.standard_normal())  # both always: no gene disturbs the next

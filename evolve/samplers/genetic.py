@@ -116,7 +116,7 @@ class GeneticSampler(BaseSampler):
         """Return the values of trial `number`, given all other trials."""
         start = None if self._start is None else {**space.middle(), **self._start}
         tried = [trial for trial in others if trial.params or trial.state.is_finished()]
-        seen = _Seen(space, tried, space.middle() if start is None else start)
+        seen = Seen(space, tried, space.middle() if start is None else start)
         if start is not None and not seen.has(start):
             return {name: start[name] for name in space.names}
         rng = np.random.default_rng([self._seed, number])
@@ -146,7 +146,7 @@ class GeneticSampler(BaseSampler):
         rng = np.random.default_rng([self._seed, trial.number, *letters])
         return gene.from_unit(float(rng.random()))
 
-    def _parents(self, study: Study, seen: "_Seen") -> NDArray[Any]:
+    def _parents(self, study: Study, seen: "Seen") -> NDArray[Any]:
         """Return the elite, best first, (elites, genes); those that keep all limits go first."""
         sign = -1.0 if study.directions[0] == StudyDirection.MAXIMIZE else 1.0
         ranks = [  # a loop over all trials of a study: nothing is called that need not be
@@ -164,7 +164,7 @@ class GeneticSampler(BaseSampler):
         return float(LONGEST * 0.4**done)
 
     def _child(
-        self, seen: "_Seen", parents: NDArray[Any], rng: np.random.Generator, longest: float
+        self, seen: "Seen", parents: NDArray[Any], rng: np.random.Generator, longest: float
     ) -> Params:
         """Return a child that no trial has tried and that is not among failed ones, if it can be.
 
@@ -241,7 +241,7 @@ def recommended(study: Study, space: Space, start: Params) -> "Recommendation":
     return found[0]
 
 
-class _Seen:
+class Seen:
     """What has been tried: whether values are new, and whether they are among failed trials."""
 
     def __init__(self, space: Space, tried: Sequence[FrozenTrial], start: Params) -> None:

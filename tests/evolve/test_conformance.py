@@ -18,7 +18,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from evolve.config import Plugin
-from evolve.samplers import STRATEGIES, build_sampler
+from evolve.samplers import NEEDS, STRATEGIES, build_sampler
 from evolve.space import Params, Space
 
 HOMES = {  # our samplers by their class: each must be usable on its own
@@ -27,7 +27,11 @@ HOMES = {  # our samplers by their class: each must be usable on its own
     "guided": ("evolve.samplers.guided", "GuidedSampler"),
 }
 OURS = [name for name, (home, _) in HOMES.items() if importlib.util.find_spec(home)]
-BORROWED = [name for name in ("tpe", "random", "gp") if name in STRATEGIES]
+BORROWED = [
+    name
+    for name in STRATEGIES
+    if name not in HOMES and (name not in NEEDS or importlib.util.find_spec(NEEDS[name]))
+]
 QUICK = [*OURS, "tpe", "random"]  # gp thinks for a second a trial
 ALL = [*OURS, *BORROWED]
 CAN_RECOMMEND = importlib.util.find_spec("evolve.recommend") is not None

@@ -150,7 +150,7 @@ def rank_text(checks: Sequence[RankCheck]) -> str:
     if usable:
         text = f"epoch {usable[0].step + shift} {end} ranks trials like the last one:"
         text = f"{text} {_rank_numbers(usable[0])}."
-        return text + (" Nothing is stopped before it." if usable[0] is not checks[0] else "")
+        return text + (" Earlier epochs say too little." if usable[0] is not checks[0] else "")
     if not known:
         return f"{checks[-1].trials} whole trials: too few to tell which epoch ranks like the last."
     best = max(known, key=lambda check: check.interval[0])

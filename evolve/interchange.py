@@ -148,19 +148,7 @@ def add_trials(
                 "not added: it has neither the metrics of the fitness nor its own", row.line
             )
         else:
-            trials.append(
-                create_trial(
-                    params=adapter.params(row),
-                    distributions=problem.space.distributions(),
-                    value=value,
-                    user_attrs={
-                        "kind": SEARCH,
-                        "imported": source,
-                        "line": row.line,
-                        "metrics": row.metrics,
-                    },
-                )
-            )
+            trials.append(adapter.trial(row, value, source))
     study.add_trials(trials)
     return [f"{source}: {text}" for text in adapter.lines()]
 
@@ -190,6 +178,16 @@ class _Adapter:
             return math.nan
         self.note(f"no {', '.join(missing)}: the file's own fitness is taken", row.line)
         return row.fitness
+
+    def trial(self, row: Imported, value: float, source: str) -> FrozenTrial:
+        """Return a row as a finished trial of the study."""
+        attributes = {"imported": source, "line": row.line, "metrics": row.metrics}
+        return create_trial(
+            params=self.params(row),
+            distributions=self._problem.space.distributions(),
+            value=value,
+            user_attrs={"kind": SEARCH, **attributes},
+        )
 
     def params(self, row: Imported) -> Params:
         """Return a value for every gene of the space."""

@@ -1,18 +1,25 @@
 """Search over any function from a configuration to a result, built on Optuna.
 
-from evolve import GeneticSampler, Space
+from evolve import ClassicSampler, GeneticSampler, GuidedSampler, Space
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from evolve.samplers.classic import ClassicSampler
     from evolve.samplers.genetic import GeneticSampler
+    from evolve.samplers.guided import GuidedSampler
     from evolve.space import Space
 
-__all__ = ["GeneticSampler", "Space"]
+__all__ = ["ClassicSampler", "GeneticSampler", "GuidedSampler", "Space"]
 
-_HOMES = {"GeneticSampler": "evolve.samplers.genetic", "Space": "evolve.space"}
+_HOMES = {
+    "ClassicSampler": "evolve.samplers.classic",
+    "GeneticSampler": "evolve.samplers.genetic",
+    "GuidedSampler": "evolve.samplers.guided",
+    "Space": "evolve.space",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,9 @@ from optuna.samplers import BaseSampler
 from evolve.config import Plugin
 from evolve.errors import ConfigError, did_you_mean
 from evolve.samplers.borrowed import BorrowedSampler
+from evolve.samplers.classic import ClassicSampler
 from evolve.samplers.genetic import GeneticOptions, GeneticSampler
+from evolve.samplers.guided import GuidedOptions, GuidedSampler
 from evolve.space import Params, Space
 
 LOCAL_STARTS = 10  # trials near the start values before a borrowed model takes over
@@ -22,9 +24,15 @@ BORROWED: dict[str, tuple[type[BaseSampler], int]] = {  # name: class, local pro
     "gp": (optuna.samplers.GPSampler, LOCAL_STARTS),
     "cmaes": (optuna.samplers.CmaEsSampler, LOCAL_STARTS),
     "random": (optuna.samplers.RandomSampler, 0),
+    "nsga2": (optuna.samplers.NSGAIISampler, 0),
 }
 NEEDS = {"gp": "torch", "cmaes": "cmaes"}  # packages that Optuna imports for them
-STRATEGIES = ("genetic", *BORROWED)
+OURS: dict[str, tuple[type[GeneticSampler], type | None]] = {  # name: class, class of its options
+    "guided": (GuidedSampler, GuidedOptions),
+    "genetic": (GeneticSampler, GeneticOptions),
+    "classic": (ClassicSampler, None),
+}
+STRATEGIES = (*OURS, *BORROWED)
 
 
 def build_sampler(
@@ -35,11 +43,12 @@ def build_sampler(
     ours: dict[str, Any] = {"space": space, "start": start, "seed": seed, "budget": budget}
     if ":" in name:
         return _foreign(strategy, ours)
-    if name == "genetic":
-        _check_options(strategy, GeneticOptions, {})
-        return _built(
-            strategy, lambda: GeneticSampler(**ours, options=GeneticOptions(**strategy.options))
-        )
+    if name in OURS:
+        sampler, options_kind = OURS[name]
+        _check_options(strategy, options_kind or object, {})
+        if options_kind is None:
+            return sampler(**ours)
+        return _built(strategy, lambda: sampler(**ours, options=options_kind(**strategy.options)))
     if name not in BORROWED:
         raise ConfigError(
             f"strategy {name} is not known{did_you_mean(name, STRATEGIES)}"

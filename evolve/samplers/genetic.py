@@ -107,8 +107,12 @@ class GeneticSampler(BaseSampler):
 
         Raises: ValueError if no trial is complete.
         """
-        space = self._space or Space.from_distributions(IntersectionSearchSpace().calculate(study))
+        space = self._space_of(study)
         return recommended(study, space, {**space.middle(), **(self._start or {})})
+
+    def _space_of(self, study: Study) -> Space:
+        common = IntersectionSearchSpace().calculate
+        return self._space or Space.from_distributions(common(study))
 
     def propose(
         self, study: Study, others: Sequence[FrozenTrial], space: Space, number: int

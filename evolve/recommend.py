@@ -1,0 +1,107 @@
+"""Which configuration to trust: measurements blended with what a model makes of all trials.
+
+The best of many noisy values was lucky, and a model alone believes its own smoothness. A Gaussian
+process that is conditioned on every measurement does both: a place measured often speaks for
+itself, one measured once is judged by its neighbours too. Source: Frazier 2018, arXiv 1807.02811,
+section 5.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+
+from evolve.record import excess
+from evolve.samplers.observations import Array, Observations, Places, Scale, observe
+from evolve.samplers.surrogate import Shape, Surrogate, fit
+from evolve.space import Params, Space
+
+LEAST = 4  # complete trials from which a model is made
+Z90 = 1.6448536269514722  # half width of a 90 % interval in standard errors
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One measured configuration, judged with all that the study knows.
+
+    Args:
+        mean: estimated true fitness. sd: standard deviation of one measurement.
+        n: how often it was measured. interval: of 90 % for the true fitness.
+        trial: number of the first trial with these values.
+    """
+
+    params: Params
+    mean: float
+    sd: float
+    n: int
+    interval: tuple[float, float]
+    trial: int
+
+
+def recommendations(
+    trials: Sequence[FrozenTrial],
+    space: Space,
+    start: Mapping[str, Any],
+    *,
+    maximize: bool = True,
+) -> list[Recommendation]:
+    """Return the measured configurations, best first; the start values only if nothing else is.
+
+    Configurations that keep all limits stand first.
+    """
+    known = observe(trials, Places(space, dict(start)), maximize=maximize)
+    groups: dict[bytes, list[int]] = {}  # rows of each configuration
+    for row, trial in enumerate(known.trials):
+        if trial.state == TrialState.COMPLETE:
+            groups.setdefault(known.cubes[row].tobytes(), []).append(row)
+    at_start = space.to_unit({name: start[name] for name in space.names}).tobytes()
+    if len(groups) > 1:
+        groups.pop(at_start, None)
+    estimates = _estimated(known, space)
+
+    def order(rows: list[int]) -> tuple[float, float, int]:
+        row = rows[0]
+        return excess(known.trials[row]), -estimates.means[row], known.trials[row].number
+
+    ranked = sorted(groups.values(), key=order)
+    return [_recommended(rows, known, estimates, 1.0 if maximize else -1.0) for rows in ranked]
+
+
+@dataclass(frozen=True)
+class _Estimates:
+    """Of each observed place (N,): mean and standard error of its true value, larger is better."""
+
+    means: Array
+    errors: Array
+    noise: float
+
+
+def _estimated(known: Observations, space: Space) -> _Estimates:
+    if len(known.values) < LEAST:
+        return _Estimates(known.values, np.full(len(known.values), math.nan), math.nan)
+    scale = Scale.of(known.values)
+    shape = Shape(tuple(len(gene.choices) for gene in space.genes))
+    standard, extra = scale.standard(known.values), known.extra / scale.unit**2
+    hyper = fit(shape, known.cubes, standard, extra)
+    means, errors = Surrogate(shape, known.cubes, standard, hyper, extra).predict(known.cubes)
+    noise = math.sqrt(hyper.noise) * scale.unit
+    return _Estimates(scale.original(means), errors * scale.unit, noise)
+
+
+def _recommended(
+    rows: list[int], known: Observations, estimates: _Estimates, sign: float
+) -> Recommendation:
+    trial = known.trials[rows[0]]
+    mean = sign * float(estimates.means[rows[0]])
+    half = Z90 * float(estimates.errors[rows[0]])
+    return Recommendation(
+        params=dict(trial.params),
+        mean=mean,
+        sd=estimates.noise,
+        n=len(rows),
+        interval=(mean - half, mean + half),
+        trial=trial.number,
+    )

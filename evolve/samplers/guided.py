@@ -1,0 +1,249 @@
+"""Guided search: genetic proposals around known-good values, chosen among by a Gaussian process.
+
+Start values first, then neighbours of them, then for every trial: the elite by modelled value is
+mutated and crossed, a few places come from anywhere, and what the model expects most of is climbed
+uphill and tried. The model knows noise, running, pruned and failed trials, limits and durations.
+
+Every proposal is a function of the study's trials and `default_rng([seed, trial_number])`, so that
+a reopened study goes on exactly as if it had never been closed.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna import Study
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+from scipy.optimize import minimize
+
+from evolve.samplers.genetic import GeneticSampler, Seen
+from evolve.samplers.merit import Knowledge, know
+from evolve.samplers.observations import Array, Observations, Places, Scale, observe
+from evolve.samplers.surrogate import Hyper, Shape, fit
+from evolve.space import Params, Space
+
+SHORT = 0.05  # shortest step of a candidate in sigmas: late in a study the best is near
+LONG = 1.5
+CLIMB = 30  # iterations of a climb
+FINE = 16, 60  # trials up to which the model is fitted anew for each; then for every 3rd, 6th
+SETTLED = 30  # generations before which a search never ends by itself
+NEGLIGIBLE = 1e-3  # of a study's spread: what is not worth another trial without noise
+
+
+@dataclass(frozen=True)
+class GuidedOptions:
+    """How trials are chosen; in evolve.yaml `strategy: {name: guided, cost: 0.5}`."""
+
+    startup: int = 10  # trials around the start values before the model takes over
+    candidates: int = 400  # places that the model chooses among
+    elites: int = 8  # the number of best places that become parents, at most
+    global_share: float = 0.05  # share of candidates from anywhere
+    climbs: int = 4  # candidates that are climbed from
+    reach: float = 0.5  # how far a climb may go from the best place: share of each range
+    cost: float = 0.0  # 1: improvement per second of training; 0: durations do not matter
+
+    def __post_init__(self) -> None:
+        for name, least in (("startup", 1), ("candidates", 20), ("elites", 1), ("climbs", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r} must be a whole number, at least {least}")
+        for name in ("global_share", "reach", "cost"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(f"{name}={value!r} must be 0 to 1")
+
+
+class GuidedSampler(GeneticSampler):
+    """Proposes what a noise-aware model expects most of, in any Optuna study.
+
+    Args:
+        space: the genes; None takes what the study's trials have in common.
+        start: values of trial 0 and centre of the search; None starts in the middle.
+        budget: expected number of trials. A hint that is never needed.
+    """
+
+    def __init__(
+        self,
+        *,
+        space: Space | None = None,
+        start: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        budget: int | None = None,
+        options: GuidedOptions | None = None,
+    ) -> None:
+        super().__init__(space=space, start=start, seed=seed, budget=budget)
+        self._guided = options or GuidedOptions()
+        self._places: Places | None = None
+        self._fitted: tuple[bytes, Hyper] | None = None  # the last fit, and of what
+
+    def propose(
+        self, study: Study, others: Sequence[FrozenTrial], space: Space, number: int
+    ) -> Params:
+        """Return the values of trial `number`, given all other trials."""
+        start = {**space.middle(), **(self._start or {})}
+        tried = [trial for trial in others if trial.params or trial.state.is_finished()]
+        seen = Seen(space, tried, start)
+        if not seen.has(start):
+            return {name: start[name] for name in space.names}
+        rng = np.random.default_rng([self._seed, number])
+        known = self._observed(study, tried, space, start)
+        if len(known.values) + len(known.running) < self._guided.startup or len(known.values) < 3:
+            return self._child(seen, space.to_unit(start)[None, :], rng, 1.0)
+        knowledge = self._know(known, space)
+        for cube in _ranked(self._candidates(known, knowledge, space, rng), knowledge):
+            params = space.settled(space.from_unit(cube), start)
+            if not seen.has(params):
+                return params
+        return self._child(seen, self._elite(known, knowledge), rng, 1.0)
+
+    def stop_reason(self, study: Study) -> str:
+        """Return why another trial does not pay, "" while it may.
+
+        The most that can be hoped for, the upper bound of any place over the lower bound of the
+        best one, is below one standard deviation of the noise. Source: Makarova et al. 2022,
+        arXiv 2104.08166.
+        """
+        space = self._space_of(study)
+        trials = [trial for trial in study.get_trials(deepcopy=False)]
+        known = self._observed(study, trials, space, {**space.middle(), **(self._start or {})})
+        if len(known.values) < SETTLED:
+            return ""
+        knowledge = self._know(known, space)
+        rng = np.random.default_rng([self._seed, len(known.values), 1])
+        places = self._candidates(known, knowledge, space, rng)
+        mean, sd = knowledge.values.predict(np.vstack([places, known.cubes]))
+        observed_mean, observed_sd = knowledge.values.predict(known.cubes)
+        hope = float((mean + sd).max() - (observed_mean - observed_sd).max())
+        noise = max(math.sqrt(knowledge.values.hyper.noise), NEGLIGIBLE)
+        if hope >= noise:
+            return ""
+        unit = knowledge.scale.unit
+        return (
+            f"another trial can hardly gain more than {hope * unit:.2g},"
+            f" which is below the noise of one ({noise * unit:.2g})"
+        )
+
+    def length_scales(self, study: Study) -> dict[str, float]:
+        """Return the model's length scale of each gene on the cube; long ones matter little.
+
+        Raises: ValueError with fewer than three complete trials.
+        """
+        space = self._space_of(study)
+        trials = study.get_trials(deepcopy=False)
+        known = self._observed(study, trials, space, {**space.middle(), **(self._start or {})})
+        if len(known.values) < 3:
+            raise ValueError(f"study {study.study_name}: 3 complete trials are needed")
+        lengths = self._know(known, space).values.hyper.lengths
+        return dict(zip(space.names, map(float, lengths), strict=True))
+
+    # ---- the model
+
+    def _observed(
+        self, study: Study, trials: Sequence[FrozenTrial], space: Space, start: Params
+    ) -> Observations:
+        if self._places is None or self._places.space != space:
+            self._places = Places(space, start)
+        maximize = study.directions[0] == StudyDirection.MAXIMIZE
+        return observe(trials, self._places, maximize=maximize)
+
+    def _know(self, known: Observations, space: Space) -> Knowledge:
+        """Return the models, fitted to the first trials up to a round number of them."""
+        shape = Shape(tuple(len(gene.choices) for gene in space.genes))
+        count = len(known.values)
+        every = 1 if count <= FINE[0] else 3 if count <= FINE[1] else 6
+        count -= count % every
+        cubes, values, extra = known.cubes[:count], known.values[:count], known.extra[:count]
+        key = b"".join(array.tobytes() for array in (cubes, values, extra))
+        if self._fitted is None or self._fitted[0] != key:
+            scale = Scale.of(values)
+            hyper = fit(shape, cubes, scale.standard(values), extra / scale.unit**2)
+            self._fitted = (key, hyper)
+        scale = Scale.of(known.values)
+        return know(shape, known, self._fitted[1], scale, cost=self._guided.cost)
+
+    # ---- candidates
+
+    def _elite(self, known: Observations, knowledge: Knowledge) -> NDArray[Any]:
+        """Return the best places by modelled value, best first, (elites, genes)."""
+        mean, _ = knowledge.values.predict(known.cubes)
+        count = min(self._guided.elites, max(3, len(mean) // 3))
+        return known.cubes[np.argsort(-mean, kind="stable")[:count]]
+
+    def _candidates(
+        self, known: Observations, knowledge: Knowledge, space: Space, rng: np.random.Generator
+    ) -> Array:
+        """Return places worth a look (M, G): children of the elite, a few uniform ones, climbs."""
+        options = self._guided
+        elite = self._elite(known, knowledge)
+        quarter = options.candidates // 4
+        parents = np.concatenate(
+            [
+                np.repeat(elite, math.ceil(2 * quarter / len(elite)), axis=0)[: 2 * quarter],
+                np.repeat(elite[:1], quarter, axis=0),
+            ]
+        )
+        few = np.arange(len(parents)) >= 2 * quarter
+        children = _mutations(space, parents, few, rng)
+        blends = rng.dirichlet(np.ones(len(elite)), quarter) @ elite
+        unordered = np.array([bool(gene.choices) for gene in space.genes])
+        blends = np.where(unordered, elite[0], blends)  # there is nothing between two choices
+        anywhere = rng.random((math.ceil(options.global_share * options.candidates), len(elite[0])))
+        held = np.array([gene.sigma == 0 for gene in space.genes])
+        anywhere = np.where(held, elite[0], anywhere)
+        found = np.vstack([children, blends, anywhere])
+        best = np.argsort(-knowledge.worth(found), kind="stable")[: options.climbs]
+        climbs = [self._climbed(cube, elite[0], held, knowledge) for cube in found[best]]
+        return np.vstack([*climbs, found])
+
+    def _climbed(
+        self, cube: Array, centre: Array, held: NDArray[np.bool_], knowledge: Knowledge
+    ) -> Array:
+        """Return the top of the hill of expected improvement that a place is on."""
+        low = np.maximum(0.0, np.minimum(cube, centre - self._guided.reach))
+        high = np.minimum(1.0, np.maximum(cube, centre + self._guided.reach))
+        fixed = held | ~knowledge.values.shape.ordered
+        low, high = np.where(fixed, cube, low), np.where(fixed, cube, high)
+
+        def loss(place: Array) -> tuple[float, Array]:
+            value, slope = knowledge.improvement(place)
+            return -value, -slope
+
+        found = minimize(
+            loss,
+            cube,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=list(zip(low, high, strict=True)),
+            options={"maxiter": CLIMB},
+        )
+        top: Array = np.clip(found.x, 0.0, 1.0)[None, :]
+        return top
+
+
+def _mutations(
+    space: Space, parents: Array, few: NDArray[np.bool_], rng: np.random.Generator
+) -> Array:
+    """Return a child of each parent (M, G); `few` of them move about three genes."""
+    count, genes = parents.shape
+    sigma = np.array([gene.sigma for gene in space.genes])
+    cells = np.array([gene.cells for gene in space.genes])
+    unordered = np.array([bool(gene.choices) for gene in space.genes])
+    share = np.where(few, 3.0 / genes * np.exp(rng.normal(0.0, 0.7, count)), rng.random(count))
+    chosen = rng.random((count, genes)) < share[:, None]
+    chosen[np.arange(count), rng.integers(genes, size=count)] = True
+    length = np.exp(rng.uniform(math.log(SHORT), math.log(LONG), count))[:, None]
+    # a gene on a grid moves by about a cell at least, or short steps would be rounded away
+    deviation = np.maximum(sigma * length, np.where(cells > 0, 1.0 / np.maximum(cells, 1), 0.0))
+    moved = parents + deviation * rng.standard_normal((count, genes))
+    moved = np.abs(moved) % 2.0
+    moved = np.where(moved > 1.0, 2.0 - moved, moved)
+    moved = np.where(unordered, rng.random((count, genes)), moved)
+    return np.where(chosen & (sigma > 0), moved, parents)
+
+
+def _ranked(places: Array, knowledge: Knowledge) -> Array:
+    return places[np.argsort(-knowledge.worth(places), kind="stable")]

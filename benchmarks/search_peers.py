@@ -260,6 +260,7 @@ PEERS: dict[str, Callable[[Setting], BaseSampler]] = {
     "gp-cmaes": lambda known: GpThenCma(known.seed),
     "gp-repeat": lambda known: GpThenRepeats(known.seed, known.trials),
     "classic": lambda known: Rule2019(known.space, known.start, known.seed),
+    "classic-mended": lambda known: _ours("classic", known),  # evolve's own
     "present-ga": lambda known: RuleToday(known.space, known.start, known.seed),
 }
 ENQUEUED = (*OPTUNA, "gp-cmaes", "gp-repeat")  # those that do not know the start values

@@ -12,9 +12,9 @@ from optuna.trial import FrozenTrial
 
 from evolve.config import StudyConfig
 from evolve.front import pareto_front
-from evolve.interim import Recommendation, recommendations
 from evolve.problem import start_values
-from evolve.record import CONFIRM, START, excess, feasible, fitness, generations, kind_of, ranking
+from evolve.recommend import Recommendation, recommendations
+from evolve.record import CONFIRM, START, feasible, fitness, generations, kind_of, ranking
 from evolve.space import Params, Space
 
 FINALISTS = "finalists"  # user attribute: numbers of trials, chosen after so many generations
@@ -35,7 +35,6 @@ def recommended(config: StudyConfig, trials: Sequence[FrozenTrial]) -> list[Reco
     start = start_of(config, trials)
     found = recommendations(trials, common_space(config.space, ranked), start)
     by_number = {trial.number: trial for trial in trials}
-    found.sort(key=lambda item: excess(by_number[item.trial]))  # stable: else the order stays
     if feasible(ranked[0]) and not (found and feasible(by_number[found[0].trial])):
         found.insert(0, _as_measured(ranked[0]))  # nothing but the start values keeps the limits
     return found

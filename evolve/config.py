@@ -15,7 +15,7 @@ from evolve.yamlfile import parse_value, read_yaml
 
 STUDIES = Path("runs/evolve")  # one folder a study, under the working directory
 DEFAULT_METRIC = "fitness"
-DEFAULT_STRATEGY = "genetic"
+DEFAULT_STRATEGY = "guided"
 
 
 @dataclass(frozen=True)

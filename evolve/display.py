@@ -29,6 +29,7 @@ class Progress:
     last: deque[FrozenTrial] = field(default_factory=lambda: deque(maxlen=LAST_TRIALS))
     seconds: list[float] = field(default_factory=list)  # of the trials that this run finished
     seconds_left: Callable[[], float | None] = lambda: None  # until a limit of time ends it all
+    searching: bool = True  # repeats with other seeds bring no generation nearer
 
     def load(self, trials: Sequence[FrozenTrial]) -> None:
         """Count the trials that are there already."""
@@ -59,7 +60,7 @@ class Progress:
 
     def _eta(self) -> str:
         left = max(0, self.total - self.counted)
-        if not (self.seconds and left):
+        if not (self.seconds and left and self.searching):
             return ""
         recent = self.seconds[-20:]
         expected = left * sum(recent) / len(recent) / self.workers

@@ -7,7 +7,7 @@ from typing import Any
 
 from optuna import Study
 
-from evolve.choice import common_space
+from evolve.choice import common_space, start_of
 from evolve.config import StudyConfig, load_config
 from evolve.display import ending, label
 from evolve.errors import StudyError
@@ -64,15 +64,23 @@ def status_text(summary: Summary, study: Study, last: int = 10) -> str:
 
 def insight_lines(config: StudyConfig, study: Study) -> list[str]:
     """Return what a study says beside its result: which genes matter, and which epochs rank."""
-    from evolve.insight import importance, insight_text  # heavy, and of use to few commands
+    # heavy, and of use to few commands
+    from evolve.evidence import LEAST
+    from evolve.insight import importance, insight_text
+    from evolve.samplers.guided import GuidedSampler
 
     trials = study.get_trials(deepcopy=False)
     ranked = ranking(trials)
     if not ranked:
         return []
     space = common_space(config.space, ranked)
+    scales = None
+    if len(ranked) >= LEAST and not config.objectives:
+        model = GuidedSampler(space=space, start=start_of(config, trials), seed=config.study.seed)
+        scales = model.length_scales(study)
     ranks = rank_text(rank_check(trials))
-    return ["", *insight_text(importance(study, space), space), *([ranks] if ranks else [])]
+    found = importance(study, space, length_scales=scales)
+    return ["", *insight_text(found, space), *([ranks] if ranks else [])]
 
 
 def status_line(summary: Summary) -> str:

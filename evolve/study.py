@@ -108,6 +108,7 @@ def search(runner: Runner, display: Display) -> None:
         display.notice("gpu_hours: no GPU is used here, so that none of them pass")
     runner.drive(generation_source(runner, budget), budget.save)
     runner.study.set_user_attr(ENDED, budget.why)
+    display.progress.searching = False
     display.notice(f"the search ended: {budget.why}")
 
 

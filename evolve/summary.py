@@ -17,10 +17,10 @@ from evolve.confirm import Gain, Measured, Verdict, judge
 from evolve.errors import RunFailed, StudyError
 from evolve.fidelity import saved_share
 from evolve.front import pareto_front
-from evolve.interim import Recommendation
 from evolve.limits import limits_text
 from evolve.objective import load_objective
 from evolve.problem import best_values
+from evolve.recommend import Recommendation
 from evolve.record import (
     CONFIRM,
     START,

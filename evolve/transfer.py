@@ -17,8 +17,8 @@ from evolve.choice import common_space
 from evolve.config import StudyConfig
 from evolve.errors import ConfigError, StudyError
 from evolve.gene import Gene
-from evolve.interim import recommendations
 from evolve.problem import Problem
+from evolve.recommend import recommendations
 from evolve.record import START, fitness, kind_of, ranking
 from evolve.space import Params, Space
 from evolve.storage import IDENTITY, SQLITE, load_study

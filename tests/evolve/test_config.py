@@ -235,7 +235,7 @@ def test_the_shipped_study_starts_inside_its_space() -> None:
     start = start_values(config, notices.append)
     assert notices == []
     assert len(start) >= 14
-    assert config.strategy.name == "genetic"
+    assert config.strategy.name == "guided"
 
 
 @pytest.mark.parametrize("override", ["tracking=none", "tracking.uri=none", "tracking.uri=null"])

@@ -115,7 +115,10 @@ def test_run_status_best_and_export(
     [
         (["run", "--config", "no.yaml"], "no.yaml: no such file"),
         (["run", "--set", "studdy.name=a"], "studdy is not a section; did you mean study?"),
-        (["run", "--strategy", "guided"], "strategy guided is not known"),
+        (
+            ["run", "--strategy", "genetics"],
+            "strategy genetics is not known; did you mean genetic?",
+        ),
         (["run", "--set", "objective=no_such_module"], "there is no module no_such_module"),
         (["run", "--set", "objective=toy_objectives:quadratics"], "did you mean quadratic?"),
         (["run", "--set", "pruning=halving"], "did you mean successive-halving"),

@@ -30,6 +30,7 @@ SHORT = 0.05  # shortest step of a candidate in sigmas: late in a study the best
 LONG = 1.5
 CLIMB = 30  # iterations of a climb
 FINE = 16, 60  # trials up to which the model is fitted anew for each; then for every 3rd, 6th
+REPEATS = 8, 100  # trials after which the start values are measured once more
 SETTLED = 30  # generations before which a search never ends by itself
 NEGLIGIBLE = 1e-3  # of a study's spread: what is not worth another trial without noise
 
@@ -91,6 +92,8 @@ class GuidedSampler(GeneticSampler):
             return {name: start[name] for name in space.names}
         rng = np.random.default_rng([self._seed, number])
         known = self._observed(study, tried, space, start)
+        if self._wants_start(known, space.to_unit(start)):
+            return {name: start[name] for name in space.names}
         if len(known.values) + len(known.running) < self._guided.startup or len(known.values) < 3:
             return self._child(seen, space.to_unit(start)[None, :], rng, 1.0)
         knowledge = self._know(known, space)
@@ -139,6 +142,19 @@ class GuidedSampler(GeneticSampler):
             raise ValueError(f"study {study.study_name}: 3 complete trials are needed")
         lengths = self._know(known, space).values.hyper.lengths
         return dict(zip(space.names, map(float, lengths), strict=True))
+
+    def _wants_start(self, known: Observations, start: Array) -> bool:
+        """Return whether the start values should be measured again: their spread is the noise's.
+
+        They are what every gain is measured against. Where two runs were equal there is no noise.
+        """
+        runs = (known.cubes == start).all(axis=1)
+        values = known.values[runs]
+        if len(values) > 1 and np.ptp(values) == 0.0:
+            return False
+        count = len(values) + int((known.running == start).all(axis=1).sum())
+        tried = len(known.values) + len(known.running)
+        return count < 1 + sum(tried >= moment for moment in REPEATS)
 
     # ---- the model
 

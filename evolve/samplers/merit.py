@@ -34,7 +34,8 @@ class Knowledge:
 
     def worth(self, cubes: Array) -> Array:
         """Return the logarithm of the merit of places (M, G), (M,)."""
-        worth = log_improvement(*self.values.predict(cubes), self.best)
+        mean, sd = self.values.predict(cubes)
+        worth = log_improvement(mean, sd, self.best) + self._informative(sd)
         for model, zero in self.limits:
             mean, sd = model.predict(cubes)
             worth += log_ndtr((zero - mean) / sd)
@@ -46,7 +47,7 @@ class Knowledge:
         return worth
 
     def improvement(self, cube: Array) -> tuple[float, Array]:
-        """Return the log expected improvement at one place (G,) and its gradient (G,)."""
+        """Return its logarithm with what noise leaves of it at a place (G,), and the gradient."""
         mean, sd, mean_slope, sd_slope = self.values.slope(cube)
         u = (mean - self.best) / sd
         value = float(log_improvement(np.array([mean]), np.array([sd]), self.best)[0])
@@ -57,7 +58,21 @@ class Knowledge:
         else:
             by_mean = (-u - 2.0 / u) / sd
             by_sd = 1.0 / sd - u * by_mean
-        return value, by_mean * mean_slope + by_sd * sd_slope
+        noise = self.values.hyper.noise
+        both = sd**2 + noise
+        share = 1.0 - math.sqrt(noise / both)
+        by_sd += math.sqrt(noise) * sd * both**-1.5 / max(share, 1e-12)
+        return value + math.log(max(share, 1e-12)), by_mean * mean_slope + by_sd * sd_slope
+
+    def _informative(self, sd: Array) -> Array:
+        """Return the log share of a place's uncertainty (M,) that a noisy trial can remove.
+
+        Without it noise draws trial after trial to the best place. Source: Huang et al. 2006,
+        equation 11 (augmented expected improvement).
+        """
+        noise = self.values.hyper.noise
+        share: Array = np.log(np.maximum(1.0 - np.sqrt(noise / (sd**2 + noise)), 1e-12))
+        return share
 
 
 def log_improvement(mean: Array, sd: Array, best: float) -> Array:

@@ -32,9 +32,9 @@ class Beliefs:
     that some genes matter and others do not.
     """
 
-    length: tuple[float, float] = (math.log(0.25), 1.0)
-    spread: float = 0.5
-    signal: tuple[float, float] = (0.0, 1.0)
+    length: tuple[float, float] = (math.log(0.5), 0.6)
+    spread: float = 0.4
+    signal: tuple[float, float] = (1.0, 1.5)
     noise: tuple[float, float] = (-1.5, 1.5)
     least_noise: float = 1e-6
 
@@ -109,6 +109,20 @@ class Surrogate:
         half = solve_triangular(self._factor[0], across.T, lower=True, check_finite=False)
         variance = self.hyper.signal - np.einsum("nm,nm->m", half, half)
         return self.level + across @ self._alpha, np.sqrt(np.maximum(variance, 1e-12))
+
+    def difference(self, cubes: Array, origin: Array) -> tuple[Array, Array]:
+        """Return mean and sd of what places (M, G) are better than one place (G,), each (M,)."""
+        mean, sd = self.predict(cubes)
+        mean_origin, sd_origin = self.predict(origin[None, :])
+        both = [self.shape.features(places) * self._scale for places in (cubes, origin[None, :])]
+        across, at_origin = (
+            _matern(_distances(places, self._features), self.hyper.signal)[0] for places in both
+        )
+        shared, _ = _matern(_distances(both[0], both[1]), self.hyper.signal)  # (M, 1)
+        weighted = cho_solve(self._factor, at_origin.T, check_finite=False)  # (N, 1)
+        covariance = (shared - across @ weighted)[:, 0]
+        variance = sd**2 + sd_origin**2 - 2.0 * covariance
+        return mean - mean_origin, np.sqrt(np.maximum(variance, 1e-12))
 
     def slope(self, cube: Array) -> tuple[float, float, Array, Array]:
         """Return mean and sd at one place (G,), and their gradients (G,), 0 for choices."""

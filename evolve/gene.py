@@ -130,7 +130,7 @@ class Gene:
             if self.shift:  # what is far below the shift is rounding dust: zero stays exactly zero
                 value = round(value, 9 - math.floor(math.log10(abs(self.shift))))
             value = float(f"{value:.9g}")
-        value = min(max(value, self.low), self.high)
+        value = min(max(value, self.low), self.high) + 0.0  # -0.0 is 0.0
         return round(value) if self.integer else value
 
 

@@ -24,7 +24,7 @@ BORROWED: dict[str, tuple[type[BaseSampler], int]] = {  # name: class, local pro
     "gp": (optuna.samplers.GPSampler, LOCAL_STARTS),
     "cmaes": (optuna.samplers.CmaEsSampler, LOCAL_STARTS),
     "random": (optuna.samplers.RandomSampler, 0),
-    "nsga2": (optuna.samplers.NSGAIISampler, 0),
+    "nsga2": (optuna.samplers.NSGAIISampler, LOCAL_STARTS),
 }
 NEEDS = {"gp": "torch", "cmaes": "cmaes"}  # packages that Optuna imports for them
 OURS: dict[str, tuple[type[GeneticSampler], type | None]] = {  # name: class, class of its options

@@ -8,7 +8,7 @@ are put on the cube: trial 10,000 is asked for as fast as a study reads its tria
 import heapq
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -260,9 +260,16 @@ class Seen:
 
     def has(self, params: Params) -> bool:
         """Return whether a trial has these values; running, failed and pruned ones count."""
+        return any(self._alike(params))
+
+    def count(self, params: Params) -> int:
+        """Return how many trials have these values."""
+        return sum(self._alike(params))
+
+    def _alike(self, params: Params) -> Iterator[bool]:
         rarest = max(self.space.genes, key=lambda gene: gene.cells or math.inf).name
         value, default = params[rarest], self.start[rarest]
-        return any(
+        return (
             all(
                 same_value(trial.params.get(name, self.start[name]), params[name])
                 for name in self.space.names

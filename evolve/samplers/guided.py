@@ -92,7 +92,7 @@ class GuidedSampler(GeneticSampler):
             return {name: start[name] for name in space.names}
         rng = np.random.default_rng([self._seed, number])
         known = self._observed(study, tried, space, start)
-        if self._wants_start(known, space.to_unit(start)):
+        if _wants_start(known, seen):
             return {name: start[name] for name in space.names}
         if len(known.values) + len(known.running) < self._guided.startup or len(known.values) < 3:
             return self._child(seen, space.to_unit(start)[None, :], rng, 1.0)
@@ -142,19 +142,6 @@ class GuidedSampler(GeneticSampler):
             raise ValueError(f"study {study.study_name}: 3 complete trials are needed")
         lengths = self._know(known, space).values.hyper.lengths
         return dict(zip(space.names, map(float, lengths), strict=True))
-
-    def _wants_start(self, known: Observations, start: Array) -> bool:
-        """Return whether the start values should be measured again: their spread is the noise's.
-
-        They are what every gain is measured against. Where two runs were equal there is no noise.
-        """
-        runs = (known.cubes == start).all(axis=1)
-        values = known.values[runs]
-        if len(values) > 1 and np.ptp(values) == 0.0:
-            return False
-        count = len(values) + int((known.running == start).all(axis=1).sum())
-        tried = len(known.values) + len(known.running)
-        return count < 1 + sum(tried >= moment for moment in REPEATS)
 
     # ---- the model
 
@@ -238,6 +225,18 @@ class GuidedSampler(GeneticSampler):
         )
         top: Array = np.clip(found.x, 0.0, 1.0)[None, :]
         return top
+
+
+def _wants_start(known: Observations, seen: Seen) -> bool:
+    """Return whether the start values should be measured again: their spread is the noise's.
+
+    They are what every gain is measured against. Where two runs were equal there is no noise.
+    """
+    values = known.values[(known.cubes == seen.space.to_unit(seen.start)).all(axis=1)]
+    if len(values) > 1 and np.ptp(values) == 0.0:
+        return False
+    tried = len(known.values) + len(known.running)
+    return seen.count(seen.start) < 1 + sum(tried >= moment for moment in REPEATS)
 
 
 def _mutations(

@@ -141,7 +141,8 @@ Proposals = Callable[[str], list[Params]]
 @pytest.mark.parametrize("name", ALL)
 def test_trial_0_is_the_start_values(name: str, proposals: Proposals) -> None:
     assert proposals(name)[0] == MIXED_START
-    assert MIXED_START not in proposals(name)[1:]
+    again = proposals(name)[1:].count(MIXED_START)
+    assert again == (1 if name == "guided" else 0)  # measured once more, for the noise
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -187,8 +188,9 @@ def test_inactive_genes_stand_at_their_start_values(name: str, proposals: Propos
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_nothing_is_tried_twice(name: str, proposals: Proposals) -> None:
-    tried = [json.dumps(params, sort_keys=True) for params in proposals(name)]
+def test_nothing_but_the_start_values_is_tried_twice(name: str, proposals: Proposals) -> None:
+    searched = [params for params in proposals(name) if params != MIXED_START]
+    tried = [json.dumps(params, sort_keys=True) for params in searched]
     assert len(set(tried)) == len(tried)
 
 

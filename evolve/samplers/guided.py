@@ -23,6 +23,7 @@ from scipy.optimize import minimize
 from evolve.samplers.genetic import GeneticSampler, Seen
 from evolve.samplers.merit import Knowledge, know
 from evolve.samplers.observations import Array, Observations, Places, Scale, observe
+from evolve.samplers.prior import PRIOR, Prior
 from evolve.samplers.surrogate import Hyper, Shape, fit
 from evolve.space import Params, Space
 
@@ -79,6 +80,7 @@ class GuidedSampler(GeneticSampler):
         super().__init__(space=space, start=start, seed=seed, budget=budget)
         self._guided = options or GuidedOptions()
         self._places: Places | None = None
+        self._prior: tuple[list[Any], Prior | None] | None = None
         self._fitted: tuple[bytes, Hyper] | None = None  # the last fit, and of what
 
     def propose(
@@ -113,13 +115,13 @@ class GuidedSampler(GeneticSampler):
         space = self._space_of(study)
         trials = [trial for trial in study.get_trials(deepcopy=False)]
         known = self._observed(study, trials, space, {**space.middle(), **(self._start or {})})
-        if len(known.values) < SETTLED:
+        if len(known.values) - known.borrowed < SETTLED:
             return ""
         knowledge = self._know(known, space)
         rng = np.random.default_rng([self._seed, len(known.values), 1])
         places = self._candidates(known, knowledge, space, rng)
         mean, sd = knowledge.values.predict(np.vstack([places, known.cubes]))
-        observed_mean, observed_sd = knowledge.values.predict(known.cubes)
+        observed_mean, observed_sd = knowledge.values.predict(known.cubes[known.own])
         hope = float((mean + sd).max() - (observed_mean - observed_sd).max())
         noise = max(math.sqrt(knowledge.values.hyper.noise), NEGLIGIBLE)
         if hope >= noise:
@@ -151,11 +153,22 @@ class GuidedSampler(GeneticSampler):
         if self._places is None or self._places.space != space:
             self._places = Places(space, start)
         maximize = study.directions[0] == StudyDirection.MAXIMIZE
-        return observe(trials, self._places, maximize=maximize)
+        known = observe(trials, self._places, maximize=maximize)
+        prior = self._prior_of(study, space, maximize=maximize)
+        return known if prior is None else prior.added(known)
+
+    def _prior_of(self, study: Study, space: Space, *, maximize: bool) -> Prior | None:
+        """Return what earlier studies say, which a warm start keeps in the study."""
+        entries = study.user_attrs.get(PRIOR, [])
+        if self._prior is None or self._prior[0] != entries:
+            assert self._places is not None
+            found = Prior.of(entries, self._places, _shape(space), maximize=maximize)
+            self._prior = (entries, found)
+        return self._prior[1]
 
     def _know(self, known: Observations, space: Space) -> Knowledge:
         """Return the models, fitted to the first trials up to a round number of them."""
-        shape = Shape(tuple(len(gene.choices) for gene in space.genes))
+        shape = _shape(space)
         count = len(known.values)
         every = 1 if count <= FINE[0] else 3 if count <= FINE[1] else 6
         count -= count % every
@@ -227,15 +240,20 @@ class GuidedSampler(GeneticSampler):
         return top
 
 
+def _shape(space: Space) -> Shape:
+    return Shape(tuple(len(gene.choices) for gene in space.genes))
+
+
 def _wants_start(known: Observations, seen: Seen) -> bool:
     """Return whether the start values should be measured again: their spread is the noise's.
 
     They are what every gain is measured against. Where two runs were equal there is no noise.
     """
-    values = known.values[(known.cubes == seen.space.to_unit(seen.start)).all(axis=1)]
+    runs = (known.cubes[known.own] == seen.space.to_unit(seen.start)).all(axis=1)
+    values = known.values[known.own][runs]
     if len(values) > 1 and np.ptp(values) == 0.0:
         return False
-    tried = len(known.values) + len(known.running)
+    tried = len(runs) + len(known.running)
     return seen.count(seen.start) < 1 + sum(tried >= moment for moment in REPEATS)
 
 

@@ -97,7 +97,7 @@ def know(
     standard = scale.standard(seen.values)
     extra = seen.extra / scale.unit**2
     values = Surrogate(shape, seen.cubes, standard, hyper, extra)
-    best = float(_kept(seen, values.predict(seen.cubes)[0]).max())
+    best = float(_kept(seen, values.predict(seen.cubes[seen.own])[0]).max())
     if len(seen.running):
         expected, _ = values.predict(seen.running)
         values = Surrogate(
@@ -121,25 +121,27 @@ def know(
 
 def _kept(seen: Observations, means: Array) -> Array:
     """Return the means of places that keep all limits; of all where none does."""
-    kept = (seen.limits <= 0.0).all(axis=1)
+    kept = (seen.limits[seen.own] <= 0.0).all(axis=1)
     return means[kept] if kept.any() else means
 
 
 def _limits(shape: Shape, seen: Observations) -> tuple[tuple[Surrogate, float], ...]:
     models = []
-    for column in seen.limits.T:
+    cubes = seen.cubes[seen.own]
+    for column in seen.limits[seen.own].T:
         centre, unit = float(column.mean()), float(column.std()) or 1.0
         standard = (column - centre) / unit
-        hyper = fit(shape, seen.cubes, standard, beliefs=EXACT)
-        models.append((Surrogate(shape, seen.cubes, standard, hyper), -centre / unit))
+        hyper = fit(shape, cubes, standard, beliefs=EXACT)
+        models.append((Surrogate(shape, cubes, standard, hyper), -centre / unit))
     return tuple(models)
 
 
 def _failures(shape: Shape, seen: Observations, hyper: Hyper) -> tuple[Surrogate, float] | None:
     if not len(seen.failed):
         return None
-    places = np.vstack([seen.cubes, seen.failed])
-    failed = np.repeat([0.0, 1.0], [len(seen.cubes), len(seen.failed)])
+    good = seen.cubes[seen.own]
+    places = np.vstack([good, seen.failed])
+    failed = np.repeat([0.0, 1.0], [len(good), len(seen.failed)])
     share = (len(seen.failed) + 0.5) / (len(failed) + 5.0)
     near = Hyper(np.minimum(hyper.lengths, 1.0), 0.25, FAILURE_NOISE)
     model = Surrogate(shape, places, failed - share, near)

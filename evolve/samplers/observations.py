@@ -38,6 +38,12 @@ class Observations:
     trials: tuple[FrozenTrial, ...]
     running: Array  # (R, G)
     failed: Array  # (F, G)
+    borrowed: int = 0  # the first so many rows are of an earlier study
+
+    @property
+    def own(self) -> slice:
+        """Rows of this study."""
+        return slice(self.borrowed, None)
 
 
 class Places:

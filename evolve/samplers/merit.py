@@ -100,6 +100,7 @@ def know(
     best = float(_kept(seen, values.predict(seen.cubes[seen.own])[0]).max())
     if len(seen.running):
         expected, _ = values.predict(seen.running)
+        best = max(best, float(expected.max()))
         values = Surrogate(
             shape,
             np.vstack([seen.cubes, seen.running]),

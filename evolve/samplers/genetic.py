@@ -5,12 +5,8 @@ a reopened study goes on exactly as if it had never been closed. Only the elite 
 are put on the cube: trial 10,000 is asked for as fast as a study reads its trials.
 """
 
-import heapq
-import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,10 +16,9 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.search_space import IntersectionSearchSpace
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from evolve.gene import DEFAULT_SIGMA, same_value
-from evolve.record import COUNTED, excess, search_trials
+from evolve.samplers.seen import Seen
 from evolve.space import Cube, Params, Space
 
 if TYPE_CHECKING:
@@ -31,9 +26,6 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 20  # draws to find a proposal that no other trial has
 SHORTEST, LONGEST = 0.3, 1.5  # steps of a mutation in units of a gene's sigma
-NEAR = 1.0  # a failed trial warns up to this distance: sigmas a gene, root mean square
-WARNINGS = 2  # failed trials that must be nearer than any trial that went well
-REMEMBERED = 50  # last failed, and last good trials that are compared with
 BLEND = 2 / 3  # share of crossovers that average the elite; the others mix two gene by gene
 
 
@@ -82,6 +74,7 @@ class GeneticSampler(BaseSampler):
         self._seed = seed
         self._budget = budget
         self._options = options or GeneticOptions()
+        self._seen: tuple[Any, Seen] | None = None  # of which study, and what
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -99,8 +92,9 @@ class GeneticSampler(BaseSampler):
         space = self._space or Space.from_distributions(search_space)
         if not space.genes:
             return {}
-        others = [other for other in search_trials(study) if other.number != trial.number]
-        return self.propose(study, others, space, trial.number)
+        seen = self._history(study, space)
+        seen.update(study._get_trials(deepcopy=False), trial.number)
+        return self.propose(study, seen, trial.number)
 
     def recommend(self, study: Study) -> "Recommendation":
         """Return the configuration that is probably best, judged with all that the study knows.
@@ -114,22 +108,30 @@ class GeneticSampler(BaseSampler):
         common = IntersectionSearchSpace().calculate
         return self._space or Space.from_distributions(common(study))
 
-    def propose(
-        self, study: Study, others: Sequence[FrozenTrial], space: Space, number: int
-    ) -> Params:
-        """Return the values of trial `number`, given all other trials."""
-        start = None if self._start is None else {**space.middle(), **self._start}
-        tried = [trial for trial in others if trial.params or trial.state.is_finished()]
-        seen = Seen(space, tried, space.middle() if start is None else start)
-        if start is not None and not seen.has(start):
-            return {name: start[name] for name in space.names}
+    def propose(self, study: Study, seen: Seen, number: int) -> Params:
+        """Return the values of trial `number`, given what all other trials say."""
+        space = seen.space
+        start = {name: seen.start[name] for name in space.names}
+        if self._start is not None and not seen.has(start):
+            return start
         rng = np.random.default_rng([self._seed, number])
-        parents = self._parents(study, seen)
-        if start is None and len(tried) < self._options.startup:
+        count = min(self._options.elites, max(1, len(seen.best(3 * self._options.elites)) // 3))
+        # a young study has few trials to tell merit from luck: the elite grows with it
+        parents = seen.cube(seen.best(count))
+        if self._start is None and len(seen) < self._options.startup:
             parents = parents[:0]
         elif not len(parents):
-            parents = space.to_unit(seen.start)[None, :]
-        return self._child(seen, parents, rng, self._longest(len(tried)))
+            parents = space.to_unit(start)[None, :]
+        return self._child(seen, parents, rng, self._longest(len(seen)))
+
+    def _history(self, study: Study, space: Space) -> Seen:
+        """Return what was seen of this study before; a sampler may serve several in turn."""
+        key = (study._storage, study._study_id, space)
+        if self._seen is None or self._seen[0] != key:
+            start = {**space.middle(), **(self._start or {})}
+            maximize = study.directions[0] == StudyDirection.MAXIMIZE
+            self._seen = (key, Seen(space, (), start, maximize=maximize))
+        return self._seen[1]
 
     def sample_independent(
         self,
@@ -149,18 +151,6 @@ class GeneticSampler(BaseSampler):
         letters = [ord(letter) for letter in param_name]
         rng = np.random.default_rng([self._seed, trial.number, *letters])
         return gene.from_unit(float(rng.random()))
-
-    def _parents(self, study: Study, seen: "Seen") -> NDArray[Any]:
-        """Return the elite, best first, (elites, genes); those that keep all limits go first."""
-        sign = -1.0 if study.directions[0] == StudyDirection.MAXIMIZE else 1.0
-        ranks = [  # a loop over all trials of a study: nothing is called that need not be
-            (excess(trial) if trial.system_attrs else 0.0, sign * values[0], trial.number, trial)
-            for trial in seen.tried
-            if trial.state == TrialState.COMPLETE and (values := trial.values)
-        ]
-        # a young study has few trials to tell merit from luck: the elite grows with it
-        count = min(self._options.elites, max(1, len(ranks) // 3))
-        return seen.cube([trial for *_, trial in heapq.nsmallest(count, ranks)])
 
     def _longest(self, tried: int) -> float:
         """Return the longest step in units of sigma; it shrinks only towards a known budget."""
@@ -243,63 +233,3 @@ def recommended(study: Study, space: Space, start: Params) -> "Recommendation":
     if not found:
         raise ValueError(f"study {study.study_name} has no complete trial to recommend")
     return found[0]
-
-
-class Seen:
-    """What has been tried: whether values are new, and whether they are among failed trials."""
-
-    def __init__(self, space: Space, tried: Sequence[FrozenTrial], start: Params) -> None:
-        self.space = space
-        self.tried = tried
-        self.start = start
-
-    def cube(self, trials: Sequence[FrozenTrial]) -> NDArray[Any]:
-        """Return the places of trials on the cube, (trials, genes); missing genes at the start."""
-        places = [self.space.to_unit({**self.start, **trial.params}) for trial in trials]
-        return np.array(places).reshape(len(places), len(self.space.genes))
-
-    def has(self, params: Params) -> bool:
-        """Return whether a trial has these values; running, failed and pruned ones count."""
-        return any(self._alike(params))
-
-    def count(self, params: Params) -> int:
-        """Return how many trials have these values."""
-        return sum(self._alike(params))
-
-    def _alike(self, params: Params) -> Iterator[bool]:
-        rarest = max(self.space.genes, key=lambda gene: gene.cells or math.inf).name
-        value, default = params[rarest], self.start[rarest]
-        return (
-            all(
-                same_value(trial.params.get(name, self.start[name]), params[name])
-                for name in self.space.names
-            )
-            for trial in self.tried
-            if trial.params.get(rarest, default) == value
-        )
-
-    def warns_of(self, params: Params) -> bool:
-        """Return whether failed trials are near, and nearer than any trial that went well."""
-        if len(self._failed) < WARNINGS:
-            return False
-        sigma = np.array([gene.sigma or DEFAULT_SIGMA for gene in self.space.genes])
-        place = self.space.to_unit(params)
-
-        def distances(points: NDArray[Any]) -> NDArray[Any]:
-            return np.asarray(np.sqrt((((points - place) / sigma) ** 2).mean(axis=1)))
-
-        warning = np.sort(distances(self._failed))[WARNINGS - 1]
-        nearest = distances(self._good).min() if len(self._good) else math.inf
-        return bool(warning < min(NEAR, nearest))
-
-    @cached_property
-    def _failed(self) -> NDArray[Any]:
-        return self._last((TrialState.FAIL,))
-
-    @cached_property
-    def _good(self) -> NDArray[Any]:
-        return self._last(COUNTED)
-
-    def _last(self, states: tuple[TrialState, ...]) -> NDArray[Any]:
-        found = (trial for trial in reversed(self.tried) if trial.state in states)
-        return self.cube(list(itertools.islice(found, REMEMBERED)))

@@ -20,10 +20,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from scipy.optimize import minimize
 
-from evolve.samplers.genetic import GeneticSampler, Seen
+from evolve.samplers.genetic import GeneticSampler
 from evolve.samplers.merit import Knowledge, know
-from evolve.samplers.observations import Array, Observations, Places, Scale, observe
+from evolve.samplers.observations import MODELLED, Array, Observations, Places, Scale, observe
 from evolve.samplers.prior import PRIOR, Prior
+from evolve.samplers.seen import Seen
 from evolve.samplers.surrogate import Hyper, Shape, fit
 from evolve.space import Params, Space
 
@@ -83,24 +84,21 @@ class GuidedSampler(GeneticSampler):
         self._prior: tuple[list[Any], Prior | None] | None = None
         self._fitted: tuple[bytes, Hyper] | None = None  # the last fit, and of what
 
-    def propose(
-        self, study: Study, others: Sequence[FrozenTrial], space: Space, number: int
-    ) -> Params:
-        """Return the values of trial `number`, given all other trials."""
-        start = {**space.middle(), **(self._start or {})}
-        tried = [trial for trial in others if trial.params or trial.state.is_finished()]
-        seen = Seen(space, tried, start)
+    def propose(self, study: Study, seen: Seen, number: int) -> Params:
+        """Return the values of trial `number`, given what all other trials say."""
+        space = seen.space
+        start = {name: seen.start[name] for name in space.names}
         if not seen.has(start):
-            return {name: start[name] for name in space.names}
+            return start
         rng = np.random.default_rng([self._seed, number])
-        known = self._observed(study, tried, space, start)
+        known = self._observed(study, seen.sample(MODELLED), space, seen.start)
         if _wants_start(known, seen):
-            return {name: start[name] for name in space.names}
+            return start
         if len(known.values) + len(known.running) < self._guided.startup or len(known.values) < 3:
             return self._child(seen, space.to_unit(start)[None, :], rng, 1.0)
         knowledge = self._know(known, space)
         for cube in _ranked(self._candidates(known, knowledge, space, rng), knowledge):
-            params = space.settled(space.from_unit(cube), start)
+            params = space.settled(space.from_unit(cube), seen.start)
             if not seen.has(params):
                 return params
         return self._child(seen, self._elite(known, knowledge), rng, 1.0)

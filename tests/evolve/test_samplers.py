@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +14,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from evolve import GeneticSampler
 from evolve.config import Plugin
 from evolve.errors import ConfigError
-from evolve.samplers import NEEDS, STRATEGIES, build_sampler, genetic
+from evolve.samplers import NEEDS, STRATEGIES, build_sampler
+from evolve.samplers import seen as seen_module
 from evolve.samplers.classic import ClassicSampler, child_value
-from evolve.samplers.genetic import GeneticOptions, Seen, mutated, reflected
+from evolve.samplers.genetic import GeneticOptions, mutated, reflected
+from evolve.samplers.seen import Seen
 from evolve.space import Params, Space
 
 AVAILABLE = [
@@ -187,7 +188,7 @@ def test_failed_trials_are_fewer_where_they_warn(monkeypatch: pytest.MonkeyPatch
         return len(study.get_trials(states=(TrialState.FAIL,)))
 
     warned = sum(failures(seed) for seed in range(6))
-    monkeypatch.setattr(genetic, "NEAR", 0.0)
+    monkeypatch.setattr(seen_module, "NEAR", 0.0)
     unwarned = sum(failures(seed) for seed in range(6))
     assert warned < 0.9 * unwarned
 
@@ -210,30 +211,22 @@ def test_failed_trials_warn_of_what_is_nearer_to_them_than_to_a_good_one() -> No
     assert not Seen(space, trials[1:], {"x": 0.45}).warns_of({"x": 0.51})  # a single failure
 
 
-def test_trial_10000_takes_no_longer_than_a_blink() -> None:
-    space = Space.from_dict({f"x{i}": {"low": 0.0, "high": 1.0} for i in range(24)})
-    start = dict.fromkeys(space.names, 0.3)
-    kinds, rng = space.distributions(), np.random.default_rng(0)
-    study = optuna.create_study(direction="maximize")
-    trials = []
-    for number in range(10_000):
-        params = dict(zip(space.names, rng.random(24).tolist(), strict=True)) if number else start
-        failed = number % 20 == 7
-        trial = create_trial(
-            params=params,
-            distributions=kinds,
-            state=TrialState.FAIL if failed else TrialState.COMPLETE,
-            value=None if failed else -float(sum(params.values())),
-        )
-        trial.number = number
-        trials.append(trial)
-    sampler = GeneticSampler(space=space, start=start)
-    seconds = []
-    for number in range(10_000, 10_005):
-        begun = time.process_time()
-        sampler.propose(study, trials, space, number)
-        seconds.append(time.process_time() - begun)
-    assert min(seconds) < 0.05
+def test_every_finished_trial_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    absorb = Seen._absorb
+
+    def counting(self: Seen, trial: FrozenTrial) -> None:
+        looked.append(trial.number)
+        absorb(self, trial)
+
+    monkeypatch.setattr(Seen, "_absorb", counting)
+    study = genetic_study()
+    late = study.ask(HILL.distributions())  # the others end before it
+    advance(study, 30, HILL, lambda params: sum(params.values()))
+    assert sorted(looked) == list(range(1, 30))  # the last one has not been needed yet
+    study.tell(late, 1.0)
+    study.ask(HILL.distributions())
+    assert sorted(looked) == list(range(31))
 
 
 def test_it_minimises_too() -> None:

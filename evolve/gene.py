@@ -67,7 +67,8 @@ class Gene:
         if self.choices:
             return (self._index(value) + 0.5) / len(self.choices)
         low, high = self._edges
-        place = math.log(value + self.shift) if self.log else float(value)
+        value = min(max(float(value), self.low), self.high)
+        place = math.log(value + self.shift) if self.log else value
         return min(max((place - low) / (high - low), 0.0), 1.0)
 
     def from_unit(self, place: float) -> Value:

@@ -86,12 +86,12 @@ class _Estimates:
 
 
 def _estimated(known: Observations, space: Space, start: Array) -> _Estimates:
-    if len(known.values) < LEAST:
+    if len(known.values) < LEAST or not space.genes:
         unknown = np.full(len(known.values), math.nan)
         return _Estimates(known.values, unknown, known.values, math.nan)
     scale = Scale.of(known.values)
     shape = Shape(tuple(len(gene.choices) for gene in space.genes))
-    standard, extra = scale.standard(known.values), known.extra / scale.unit**2
+    standard, extra = scale.standard(known.values), scale.variance(known.values, known.extra)
     hyper = fit(shape, known.cubes, standard, extra)
     model = Surrogate(shape, known.cubes, standard, hyper, extra)
     means, errors = model.predict(known.cubes)

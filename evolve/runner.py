@@ -289,14 +289,19 @@ class Runner:
         """Raise RunFailed if going on would only repeat the same failure."""
         last = self._failures[-SAME_FAILURES:]
         alike = {reason if reason.startswith(DIVERGED) else _digitless(reason) for reason in last}
-        if len(last) == SAME_FAILURES and len(alike) == 1:
+        # to diverge says something of a place, once others have gone well
+        known_good = last[-1].startswith(DIVERGED) and bool(ranking(self._all_trials()))
+        if len(last) == SAME_FAILURES and len(alike) == 1 and not known_good:
             raise RunFailed(f"{SAME_FAILURES} trials in a row failed alike: {last[-1]}")
         if len(self._failures) >= FAILURES:
             raise RunFailed(f"{FAILURES} trials in a row failed, the last one: {last[-1]}")
 
+    def _all_trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
     def _drop_weights(self) -> None:
         """Remove the weight files of trials that ended behind the best ones."""
-        trials = self.study.get_trials(deepcopy=False)
+        trials = self._all_trials()
         kept = {trial.number for trial in ranking(trials)[:KEPT_WEIGHTS]}
         if self.config.objectives:
             kept |= {trial.number for trial in pareto_front(trials, self.config.objectives)}

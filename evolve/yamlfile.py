@@ -10,7 +10,7 @@ import yaml
 from evolve.errors import ConfigError
 
 # PyYAML follows YAML 1.1, where 1e-5 without a dot is text
-FLOAT = ("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"))
+FLOAT = ("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"))
 
 
 class _Loader(yaml.SafeLoader):

@@ -5,6 +5,7 @@ a reopened study goes on exactly as if it had never been closed. Only the elite 
 are put on the cube: trial 10,000 is asked for as fast as a study reads its trials.
 """
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,7 @@ class GeneticSampler(BaseSampler):
         self._budget = budget
         self._options = options or GeneticOptions()
         self._seen: tuple[Any, Seen] | None = None  # of which study, and what
+        self._lock = threading.Lock()  # for a study that is optimised by several threads
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -92,9 +94,8 @@ class GeneticSampler(BaseSampler):
         space = self._space or Space.from_distributions(search_space)
         if not space.genes:
             return {}
-        seen = self._history(study, space)
-        seen.update(study._get_trials(deepcopy=False), trial.number)
-        return self.propose(study, seen, trial.number)
+        with self._lock:
+            return self.propose(study, self._history(study, space, trial.number), trial.number)
 
     def recommend(self, study: Study) -> "Recommendation":
         """Return the configuration that is probably best, judged with all that the study knows.
@@ -124,13 +125,16 @@ class GeneticSampler(BaseSampler):
             parents = space.to_unit(start)[None, :]
         return self._child(seen, parents, rng, self._longest(len(seen)))
 
-    def _history(self, study: Study, space: Space) -> Seen:
-        """Return what was seen of this study before; a sampler may serve several in turn."""
+    def _history(self, study: Study, space: Space, current: int = -1) -> Seen:
+        """Return all that is known of a study; a sampler may serve several in turn."""
         key = (study._storage, study._study_id, space)
         if self._seen is None or self._seen[0] != key:
             start = {**space.middle(), **(self._start or {})}
+            allowed = {gene.name: gene.nearest(start[gene.name], "start") for gene in space.genes}
+            start |= allowed
             maximize = study.directions[0] == StudyDirection.MAXIMIZE
             self._seen = (key, Seen(space, (), start, maximize=maximize))
+        self._seen[1].update(study._get_trials(deepcopy=False), current)
         return self._seen[1]
 
     def sample_independent(
@@ -165,10 +169,14 @@ class GeneticSampler(BaseSampler):
         Where all has been tried, any child is returned.
         """
         params: Params = {}
+        genes = seen.space.genes
+        held = np.array([gene.sigma == 0 for gene in genes])
+        at_start = seen.space.to_unit(seen.start)
         for attempt in range(ATTEMPTS):
             uniform = rng.random() < self._options.global_share or 2 * attempt > ATTEMPTS
             if uniform or not len(parents):
-                params = seen.space.from_unit(rng.random(len(seen.space.genes)))
+                cube = np.where(held, at_start, rng.random(len(genes)))
+                params = seen.space.from_unit(cube)
             else:
                 params = self._bred(seen.space, parents, rng, longest)
             params = seen.space.settled(params, seen.start)

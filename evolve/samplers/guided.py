@@ -97,11 +97,12 @@ class GuidedSampler(GeneticSampler):
         if len(known.values) + len(known.running) < self._guided.startup or len(known.values) < 3:
             return self._child(seen, space.to_unit(start)[None, :], rng, 1.0)
         knowledge = self._know(known, space)
-        for cube in _ranked(self._candidates(known, knowledge, space, rng), knowledge):
-            params = space.settled(space.from_unit(cube), seen.start)
-            if not seen.has(params):
-                return params
-        return self._child(seen, self._elite(known, knowledge), rng, 1.0)
+        places = _ranked(self._candidates(known, knowledge, seen, rng), knowledge)
+        ranked = (space.settled(space.from_unit(cube), seen.start) for cube in places)
+        first = next(ranked)
+        if not seen.has(first):
+            return first
+        return next((params for params in ranked if not seen.has(params)), first)
 
     def stop_reason(self, study: Study) -> str:
         """Return why another trial does not pay, "" while it may.
@@ -111,18 +112,18 @@ class GuidedSampler(GeneticSampler):
         arXiv 2104.08166.
         """
         space = self._space_of(study)
-        trials = [trial for trial in study.get_trials(deepcopy=False)]
-        known = self._observed(study, trials, space, {**space.middle(), **(self._start or {})})
+        seen = self._history(study, space)
+        known = self._observed(study, seen.sample(MODELLED), space, seen.start)
         if len(known.values) - known.borrowed < SETTLED:
             return ""
         knowledge = self._know(known, space)
         rng = np.random.default_rng([self._seed, len(known.values), 1])
-        places = self._candidates(known, knowledge, space, rng)
+        places = self._candidates(known, knowledge, seen, rng)
         mean, sd = knowledge.values.predict(np.vstack([places, known.cubes]))
         observed_mean, observed_sd = knowledge.values.predict(known.cubes[known.own])
         hope = float((mean + sd).max() - (observed_mean - observed_sd).max())
-        noise = max(math.sqrt(knowledge.values.hyper.noise), NEGLIGIBLE)
-        if hope >= noise:
+        noise = max(_noise(known, knowledge), NEGLIGIBLE)
+        if not hope < noise:
             return ""
         unit = knowledge.scale.unit
         return (
@@ -136,8 +137,8 @@ class GuidedSampler(GeneticSampler):
         Raises: ValueError with fewer than three complete trials.
         """
         space = self._space_of(study)
-        trials = study.get_trials(deepcopy=False)
-        known = self._observed(study, trials, space, {**space.middle(), **(self._start or {})})
+        seen = self._history(study, space)
+        known = self._observed(study, seen.sample(MODELLED), space, seen.start)
         if len(known.values) < 3:
             raise ValueError(f"study {study.study_name}: 3 complete trials are needed")
         lengths = self._know(known, space).values.hyper.lengths
@@ -157,7 +158,8 @@ class GuidedSampler(GeneticSampler):
 
     def _prior_of(self, study: Study, space: Space, *, maximize: bool) -> Prior | None:
         """Return what earlier studies say, which a warm start keeps in the study."""
-        entries = study.user_attrs.get(PRIOR, [])
+        # a pruner may show a sampler a study without attributes
+        entries = study._storage.get_study_user_attrs(study._study_id).get(PRIOR, [])
         if self._prior is None or self._prior[0] != entries:
             assert self._places is not None
             found = Prior.of(entries, self._places, _shape(space), maximize=maximize)
@@ -182,16 +184,17 @@ class GuidedSampler(GeneticSampler):
     # ---- candidates
 
     def _elite(self, known: Observations, knowledge: Knowledge) -> NDArray[Any]:
-        """Return the best places by modelled value, best first, (elites, genes)."""
+        """Return the best places by modelled value, those within all limits first."""
         mean, _ = knowledge.values.predict(known.cubes)
         count = min(self._guided.elites, max(3, len(mean) // 3))
-        return known.cubes[np.argsort(-mean, kind="stable")[:count]]
+        beyond = np.nan_to_num(np.maximum(known.limits, 0.0), nan=np.inf).sum(axis=1)
+        return known.cubes[np.lexsort((-mean, beyond))[:count]]
 
     def _candidates(
-        self, known: Observations, knowledge: Knowledge, space: Space, rng: np.random.Generator
+        self, known: Observations, knowledge: Knowledge, seen: Seen, rng: np.random.Generator
     ) -> Array:
         """Return places worth a look (M, G): children of the elite, a few uniform ones, climbs."""
-        options = self._guided
+        options, space = self._guided, seen.space
         elite = self._elite(known, knowledge)
         quarter = options.candidates // 4
         parents = np.concatenate(
@@ -208,10 +211,10 @@ class GuidedSampler(GeneticSampler):
         anywhere = rng.random((math.ceil(options.global_share * options.candidates), len(elite[0])))
         held = np.array([gene.sigma == 0 for gene in space.genes])
         anywhere = np.where(held, elite[0], anywhere)
-        found = np.vstack([children, blends, anywhere])
+        found = _settled(np.vstack([children, blends, anywhere]), seen)
         best = np.argsort(-knowledge.worth(found), kind="stable")[: options.climbs]
         climbs = [self._climbed(cube, elite[0], held, knowledge) for cube in found[best]]
-        return np.vstack([*climbs, found])
+        return np.vstack([_settled(np.vstack(climbs), seen), found]) if climbs else found
 
     def _climbed(
         self, cube: Array, centre: Array, held: NDArray[np.bool_], knowledge: Knowledge
@@ -274,6 +277,38 @@ def _mutations(
     moved = np.where(moved > 1.0, 2.0 - moved, moved)
     moved = np.where(unordered, rng.random((count, genes)), moved)
     return np.where(chosen & (sigma > 0), moved, parents)
+
+
+def _settled(places: Array, seen: Seen) -> Array:
+    """Return places (M, G) as they would be tried: on their grids, inactive genes at the start."""
+    space = seen.space
+    if any(gene.when for gene in space.genes):
+        rows = [space.settled(space.from_unit(place), seen.start) for place in places]
+        return np.array([space.to_unit(params) for params in rows])
+    settled = places.copy()
+    for index, gene in enumerate(space.genes):
+        if gene.cells:
+            column = [gene.to_unit(gene.from_unit(float(place))) for place in places[:, index]]
+            settled[:, index] = column
+    return settled
+
+
+def _noise(known: Observations, knowledge: Knowledge) -> float:
+    """Return the noise of one trial in standard units: of repeats, or less if the model says so.
+
+    What a model cannot follow it takes for noise; places that were measured twice know better.
+    """
+    modelled = math.sqrt(knowledge.values.hyper.noise)
+    own = known.own
+    _, groups = np.unique(known.cubes[own], axis=0, return_inverse=True)
+    values = knowledge.scale.standard(known.values[own])
+    counts = np.bincount(groups)
+    freedom = int((counts - 1).sum())
+    if not freedom:
+        return modelled
+    means = np.bincount(groups, values) / counts
+    pooled = math.sqrt(float(((values - means[groups]) ** 2).sum()) / freedom)
+    return min(modelled, pooled)
 
 
 def _ranked(places: Array, knowledge: Knowledge) -> Array:

@@ -2,20 +2,23 @@
 
 Sources: Jones et al. 1998 (expected improvement); Ament et al. 2023, arXiv 2310.20708 (its
 logarithm); Gardner et al. 2014 (times the probability that limits are kept); Snoek et al. 2012
-(per second). Letters of array shapes: M places, G genes, N observations.
+(per second); Rasmussen and Williams 2006, section 6.5 (failing as a regression of 0 and 1).
+Letters of array shapes: M places, G genes, N observations.
 """
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import log_ndtr, ndtr
+from scipy.special import erfcx, log_ndtr, ndtr
 
 from evolve.samplers.observations import Array, Observations, Scale
 from evolve.samplers.surrogate import Beliefs, Hyper, Shape, Surrogate, fit
 
-DEEP = -5.0  # standard deviations below the best from where the asymptotic formula is used
-FAILURE_NOISE = 0.1  # variance of "failed", 0 or 1: some fail by chance
+NEAR, DEEP = -1.0, -1e4  # standard deviations above the best: where the formula is rewritten
+FAILURE_NOISE = 0.03  # variance of "failed", 0 or 1: some fail by chance
+FAILURE_LENGTH = 1.0  # longest length scale of failing on the cube: there are cliffs
+FAR = 5.0  # usual distances from a limit beyond which it counts no more how far
 LEAST_COSTS = 5  # known durations from which a cost is modelled
 EXACT = Beliefs(noise=(-4.0, 1.5))  # of durations and limits, which hardly vary between seeds
 
@@ -28,7 +31,7 @@ class Knowledge:
     values: Surrogate
     best: float
     limits: tuple[tuple[Surrogate, float], ...] = ()  # model of each limit and where 0 lies on it
-    failures: tuple[Surrogate, float] | None = None  # model of failing, and its overall share
+    failures: Surrogate | None = None  # of failing: 1, and not failing: 0
     seconds: Surrogate | None = None  # model of log(seconds) in standard units
     seconds_unit: float = 1.0
 
@@ -40,8 +43,8 @@ class Knowledge:
             mean, sd = model.predict(cubes)
             worth += log_ndtr((zero - mean) / sd)
         if self.failures is not None:
-            model, share = self.failures
-            worth += np.log1p(-np.clip(share + model.predict(cubes)[0], 0.0, 0.99))
+            mean, sd = self.failures.predict(cubes)
+            worth += log_ndtr((0.5 - mean) / sd)
         if self.seconds is not None:
             worth -= self.seconds_unit * self.seconds.predict(cubes)[0]
         return worth
@@ -51,13 +54,11 @@ class Knowledge:
         mean, sd, mean_slope, sd_slope = self.values.slope(cube)
         u = (mean - self.best) / sd
         value = float(log_improvement(np.array([mean]), np.array([sd]), self.best)[0])
-        if u > DEEP:
-            density = math.exp(-0.5 * u * u) / math.sqrt(2.0 * math.pi)
-            whole = density + u * float(ndtr(u))
-            by_mean, by_sd = float(ndtr(u)) / whole / sd, density / whole / sd
-        else:
-            by_mean = (-u - 2.0 / u) / sd
-            by_sd = 1.0 / sd - u * by_mean
+        # EI = sd (phi + u Phi); by the mean it is Phi, by the sd phi
+        gained = value - math.log(sd)
+        density = -0.5 * u * u - 0.5 * math.log(2.0 * math.pi)
+        by_mean = math.exp(float(log_ndtr(u)) - gained) / sd
+        by_sd = math.exp(density - gained) / sd
         noise = self.values.hyper.noise
         both = sd**2 + noise
         share = 1.0 - math.sqrt(noise / both)
@@ -78,12 +79,13 @@ class Knowledge:
 def log_improvement(mean: Array, sd: Array, best: float) -> Array:
     """Return the logarithm of the expected improvement over `best` of normal values (M,)."""
     u = (mean - best) / sd
-    near = np.maximum(u, DEEP)
-    density = np.exp(-0.5 * near**2) / math.sqrt(2.0 * math.pi)
-    shallow = np.log(density + near * ndtr(near))
-    far = np.minimum(u, DEEP)  # Mills' ratio: density / u^2
-    deep = -0.5 * far**2 - 0.5 * math.log(2.0 * math.pi) - 2.0 * np.log(-far)
-    found: Array = np.where(u > DEEP, shallow, deep) + np.log(sd)
+    # phi(u) + u Phi(u) = phi(u) (1 + u Phi(u) / phi(u)); far below, the bracket is about 1 / u^2
+    low = np.clip(u, DEEP, NEAR)
+    ratio = math.sqrt(math.pi / 2.0) * erfcx(-low / math.sqrt(2.0))
+    below = -0.5 * low**2 - 0.5 * math.log(2.0 * math.pi) + np.log1p(low * ratio)
+    above = np.log(np.maximum(u * ndtr(u) + np.exp(-0.5 * u**2) / math.sqrt(2.0 * math.pi), 1e-300))
+    deep = -0.5 * u**2 - 0.5 * math.log(2.0 * math.pi) - 2.0 * np.log(np.maximum(-u, 1.0))
+    found: Array = np.where(u > NEAR, above, np.where(u > DEEP, below, deep)) + np.log(sd)
     return found
 
 
@@ -95,12 +97,13 @@ def know(
     `cost` is the power of the duration by which merit is divided; 0 leaves it out.
     """
     standard = scale.standard(seen.values)
-    extra = seen.extra / scale.unit**2
+    extra = scale.variance(seen.values, seen.extra)
     values = Surrogate(shape, seen.cubes, standard, hyper, extra)
     best = float(_kept(seen, values.predict(seen.cubes[seen.own])[0]).max())
     if len(seen.running):
         expected, _ = values.predict(seen.running)
-        best = max(best, float(expected.max()))
+        if not seen.limits.shape[1]:  # else it may turn out to be beyond one
+            best = max(best, float(expected.max()))
         values = Surrogate(
             shape,
             np.vstack([seen.cubes, seen.running]),
@@ -128,8 +131,13 @@ def _kept(seen: Observations, means: Array) -> Array:
 
 def _limits(shape: Shape, seen: Observations) -> tuple[tuple[Surrogate, float], ...]:
     models = []
-    cubes = seen.cubes[seen.own]
-    for column in seen.limits[seen.own].T:
+    for column in seen.limits.T:
+        known = np.isfinite(column)
+        if not known.any():
+            continue
+        cubes, column = seen.cubes[known], column[known]
+        reach = FAR * (float(np.median(np.abs(column))) or 1.0)
+        column = np.clip(column, -reach, reach)
         centre, unit = float(column.mean()), float(column.std()) or 1.0
         standard = (column - centre) / unit
         hyper = fit(shape, cubes, standard, beliefs=EXACT)
@@ -137,16 +145,14 @@ def _limits(shape: Shape, seen: Observations) -> tuple[tuple[Surrogate, float], 
     return tuple(models)
 
 
-def _failures(shape: Shape, seen: Observations, hyper: Hyper) -> tuple[Surrogate, float] | None:
+def _failures(shape: Shape, seen: Observations, hyper: Hyper) -> Surrogate | None:
     if not len(seen.failed):
         return None
     good = seen.cubes[seen.own]
     places = np.vstack([good, seen.failed])
     failed = np.repeat([0.0, 1.0], [len(good), len(seen.failed)])
-    share = (len(seen.failed) + 0.5) / (len(failed) + 5.0)
-    near = Hyper(np.minimum(hyper.lengths, 1.0), 0.25, FAILURE_NOISE)
-    model = Surrogate(shape, places, failed - share, near)
-    return model, share
+    near = Hyper(np.minimum(hyper.lengths, FAILURE_LENGTH), 0.25, FAILURE_NOISE)
+    return Surrogate(shape, places, failed, near)
 
 
 def _seconds(shape: Shape, seen: Observations) -> tuple[Surrogate | None, float]:

@@ -19,6 +19,7 @@ from evolve.space import Params, Space
 Array = NDArray[np.float64]
 
 MODELLED = 400  # observations that a model takes at most
+HUGE = 1e150  # what is beyond is no measurement: its square overflows
 TAIL = 2.0  # spreads below the middle from where on values count by their logarithm
 
 
@@ -27,7 +28,7 @@ class Observations:
     """Finished trials as rows: places (N, G), values (N,), variance known beforehand (N,).
 
     A pruned trial has its forecast final value, and the forecast's variance. `limits` (N, C) is how
-    far each is beyond each limit; C is 0 where there are none.
+    far each is beyond each limit, NaN where that is not known; C is 0 where there are none.
     """
 
     cubes: Array
@@ -79,7 +80,7 @@ def observe(trials: Sequence[FrozenTrial], places: Places, *, maximize: bool) ->
     rows: list[tuple[FrozenTrial, float, float]] = []
     for trial in trials:
         value = value_of(trial)
-        if trial.state == TrialState.COMPLETE and value is not None and math.isfinite(value):
+        if trial.state == TrialState.COMPLETE and value is not None and abs(value) < HUGE:
             rows.append((trial, sign * value, 0.0))
         elif trial.number in ends:
             mean, sd = ends[trial.number]
@@ -112,7 +113,7 @@ def _chosen(
 
 @dataclass(frozen=True)
 class Scale:
-    """Standard units: values far below the middle count by their logarithm only.
+    """Standard units: values far below the middle count by their logarithm, and then no more.
 
     A diverging configuration is bad; how bad says nothing about the good ones.
     """
@@ -127,7 +128,8 @@ class Scale:
         """Return the scale of values (N,): the spread is that of the better half."""
         middle = float(np.median(values))
         better = values[values >= middle] - middle
-        spread = math.sqrt(float(np.mean(better**2))) or 1.0
+        most = float(better.max()) or 1.0
+        spread = most * math.sqrt(float(np.mean((better / most) ** 2))) or 1.0
         bent = _bent((values - middle) / spread)
         return Scale(middle, spread, float(bent.mean()), float(bent.std()) or 1.0)
 
@@ -140,6 +142,11 @@ class Scale:
         """Return values in standard units."""
         return (_bent((values - self.middle) / self.spread) - self.mean) / self.sd
 
+    def variance(self, values: Array, variances: Array) -> Array:
+        """Return variances (N,) of values (N,) in standard units."""
+        depth = np.maximum(-TAIL - (values - self.middle) / self.spread, 0.0)
+        return variances / self.unit**2 / (1.0 + depth) ** 2
+
     def original(self, standard: Array) -> Array:
         """Return values of standard units."""
         bent = standard * self.sd + self.mean
@@ -149,7 +156,8 @@ class Scale:
 
 
 def _bent(steps: Array) -> Array:
-    return np.where(steps < -TAIL, -TAIL - np.log1p(np.maximum(-TAIL - steps, 0.0)), steps)
+    tail = -TAIL - np.minimum(np.log1p(np.maximum(-TAIL - steps, 0.0)), 1.0)
+    return np.where(steps < -TAIL, tail, steps)
 
 
 def _any(trials: Sequence[FrozenTrial], state: TrialState) -> bool:
@@ -162,6 +170,7 @@ def _seconds(trial: FrozenTrial) -> float:
 
 
 def _limits(trials: Sequence[FrozenTrial]) -> Array:
-    rows = [trial.system_attrs.get(CONSTRAINTS, ()) for trial in trials]
+    rows = [trial.system_attrs.get(CONSTRAINTS) or () for trial in trials]
     count = max((len(row) for row in rows), default=0)
-    return np.array([[*row, *[0.0] * (count - len(row))] for row in rows]).reshape(len(rows), count)
+    filled = [[*row, *[math.nan] * (count - len(row))] for row in rows]
+    return np.array(filled, dtype=np.float64).reshape(len(rows), count)

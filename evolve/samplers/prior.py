@@ -84,5 +84,5 @@ class Prior:
             values=np.append(centre + unit * self.values, seen.values),
             extra=np.append(np.full(count, variance), seen.extra),
             seconds=np.append(np.full(count, np.nan), seen.seconds),
-            limits=np.vstack([np.zeros((count, seen.limits.shape[1])), seen.limits]),
+            limits=np.vstack([np.full((count, seen.limits.shape[1]), np.nan), seen.limits]),
         )

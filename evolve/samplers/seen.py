@@ -5,7 +5,7 @@ of a study is a function of its trials alone.
 """
 
 import bisect
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -42,18 +42,20 @@ class Seen:
         self.space = space
         self.start = dict(start)
         self.running: list[FrozenTrial] = []  # with values
-        self.finished: list[FrozenTrial] = []  # as they were looked at
+        self.finished: list[FrozenTrial] = []
         self._sign = -1.0 if maximize else 1.0
         self._counts: Counter[Hashable] = Counter()
         self._ranks: list[Rank] = []  # of complete trials: excess, signed value, number
-        self._failed: deque[FrozenTrial] = deque(maxlen=REMEMBERED)
-        self._good: deque[FrozenTrial] = deque(maxlen=REMEMBERED)
+        self._failed: list[FrozenTrial] = []
+        self._good: list[FrozenTrial] = []
         self._done = 0
         self._open: list[int] = []  # places in the list of trials that had not ended
         self.update(trials)
 
     def update(self, trials: Sequence[FrozenTrial], current: int = -1) -> None:
         """Look at what is new in the whole list of trials; number `current` is being asked for."""
+        if len(trials) < self._done:
+            return  # an older list: another thread was faster
         places = [*self._open, *range(self._done, len(trials))]
         self._done = len(trials)
         self._open, self.running = [], []
@@ -90,7 +92,7 @@ class Seen:
             return [*self.finished, *self.running]
         half = count // 2
         kept = {trial.number: trial for trial in [*self.best(half), *self.finished[-half:]]}
-        kept |= {trial.number: trial for trial in self._failed}
+        kept |= {trial.number: trial for trial in self._failed[-REMEMBERED:]}
         return [*(kept[number] for number in sorted(kept)), *self.running]
 
     def cube(self, trials: Sequence[FrozenTrial]) -> NDArray[Any]:
@@ -108,21 +110,30 @@ class Seen:
         def distances(trials: Sequence[FrozenTrial]) -> NDArray[Any]:
             return np.asarray(np.sqrt((((self.cube(trials) - place) / sigma) ** 2).mean(axis=1)))
 
-        warning = np.sort(distances(self._failed))[WARNINGS - 1]
-        nearest = distances(self._good).min() if self._good else np.inf
+        warning = np.sort(distances(self._failed[-REMEMBERED:]))[WARNINGS - 1]
+        nearest = distances(self._good[-REMEMBERED:]).min() if self._good else np.inf
         return bool(warning < min(NEAR, nearest))
 
     def _absorb(self, trial: FrozenTrial) -> None:
-        self.finished.append(trial)
+        bisect.insort(self.finished, trial, key=_number)
         self._counts[self._key(trial.params)] += 1
         if trial.state == TrialState.FAIL:
-            self._failed.append(trial)
+            bisect.insort(self._failed, trial, key=_number)
         elif trial.state in COUNTED:
-            self._good.append(trial)
+            bisect.insort(self._good, trial, key=_number)
         if trial.state == TrialState.COMPLETE and (values := trial.values):
             rank = (excess(trial), self._sign * values[0], trial.number, trial)
             bisect.insort(self._ranks, rank, key=lambda rank: rank[:3])
 
     def _key(self, params: Mapping[str, Any]) -> Hashable:
         values = (params.get(name, self.start[name]) for name in self.space.names)
-        return tuple((isinstance(value, bool), value) for value in values)
+        return tuple((isinstance(value, bool), _hashable(value)) for value in values)
+
+
+def _number(trial: FrozenTrial) -> int:
+    return trial.number
+
+
+def _hashable(value: Any) -> Hashable:
+    plain = value is None or isinstance(value, bool | int | float | str)
+    return value if plain else repr(value)

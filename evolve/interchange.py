@@ -15,6 +15,7 @@ from typing import Any
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from evolve.config import DEFAULT_METRIC
 from evolve.errors import ConfigError
 from evolve.objective import fitness_of
 from evolve.problem import Problem
@@ -129,9 +130,10 @@ def add_trials(
 ) -> list[str]:
     """Add rows to a study as finished trials, and return a line for whatever was not as it was.
 
-    Fitness is the weighted sum of the metrics; where one is missing, the file's own. Values outside
-    the space move to its edge, genes that a row lacks stand at their start value. Rows that an
-    earlier import of `source` brought are not added again.
+    Fitness is the weighted sum of the metrics. A study of the plain metric `fitness` takes the
+    file's own; to any other a row without its metrics is not added, for the two would not compare.
+    Values outside the space move to its edge, genes that a row lacks stand at their start value.
+    Rows that an earlier import of `source` brought are not added again.
     """
     adapter = _Adapter(problem, dict(weights))
     there = {
@@ -144,9 +146,8 @@ def add_trials(
         if (source, row.line) in there:
             adapter.note("already in the study, and not added again", row.line)
         elif not math.isfinite(value):
-            adapter.note(
-                "not added: it has neither the metrics of the fitness nor its own", row.line
-            )
+            missing = ", ".join(name for name in weights if name not in row.metrics)
+            adapter.note(f"not added: the study's fitness needs {missing}", row.line)
         else:
             trials.append(adapter.trial(row, value, source))
     study.add_trials(trials)
@@ -170,14 +171,13 @@ class _Adapter:
         return [f"{text} ({_lines(numbers)})" for text, numbers in self._notes.items()]
 
     def fitness(self, row: Imported) -> float:
-        """Return the study's fitness of a row, or the file's own; NaN if there is neither."""
-        missing = [name for name in self._weights if name not in row.metrics]
-        if not missing:
-            return fitness_of(row.metrics, self._weights)
-        if row.fitness is None:
-            return math.nan
-        self.note(f"no {', '.join(missing)}: the file's own fitness is taken", row.line)
-        return row.fitness
+        """Return the study's fitness of a row; NaN if it cannot be told."""
+        known = dict(row.metrics)
+        if row.fitness is not None and DEFAULT_METRIC not in known:
+            known[DEFAULT_METRIC] = row.fitness
+        if all(name in known for name in self._weights):
+            return fitness_of(known, self._weights)
+        return math.nan
 
     def trial(self, row: Imported, value: float, source: str) -> FrozenTrial:
         """Return a row as a finished trial of the study."""

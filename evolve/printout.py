@@ -141,7 +141,7 @@ def _measurements(summary: Summary) -> list[str]:
         return lines + ([estimate_text(summary.estimate)] if summary.estimate else [])
     lines = [f"start values:      {measured_text(verdict.start)}"]
     for measured in verdict.finalists:
-        mark = "  <- recommended" if measured is verdict.recommended else ""
+        mark = "  <- recommended" if measured.configuration.of == summary.recommended_trial else ""
         name = f"trial {measured.configuration.of}:"
         lines.append(f"{name:<18} {measured_text(measured)}{mark}")
     return lines

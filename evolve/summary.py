@@ -187,8 +187,10 @@ def write_best(config: StudyConfig, study: Study, summary: Summary) -> None:
 
 
 def _header(summary: Summary) -> list[str]:
-    lines = [f"study {summary.study}, {summary.generations} generations", summary.verdict.text]
     verdict, number = summary.verdict, summary.recommended_trial
+    judged = verdict.recommended is None or verdict.recommended.configuration.of == number
+    text = verdict.text if judged else f"not confirmed: trial {number} was picked by hand"
+    lines = [f"study {summary.study}, {summary.generations} generations", text]
     measured = [m for m in verdict.finalists if m.configuration.of == number]
     if verdict.start is not None:
         lines.append(f"start values:  {measured_text(verdict.start)}")

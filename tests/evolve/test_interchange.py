@@ -209,8 +209,8 @@ def test_imported_trials_fit_the_study() -> None:
         Imported({"lr0": 0.1, "momentum": 0.9, "giou": 1.0, "topk": 7.4, "optimizer": "SGD"},
                  {"mAP50": 0.5, "F1": 0.3}, 0.9, 1),
         Imported({"lr0": 0.001, "momentum": "?", "giou": 1.0, "optimizer": "Adam"},
-                 {"mAP50": 0.5}, 0.9, 4),
-        Imported({"lr0": 0.001}, {}, None, 5),
+                 {"mAP50": 0.5, "F1": 0.1}, 0.9, 4),
+        Imported({"lr0": 0.001}, {"mAP50": 0.5}, 0.9, 5),
     ]  # fmt: skip
     study = optuna.create_study(direction="maximize")
     notices = add_trials(study, rows, problem, {"mAP50": 0.5, "F1": 0.5}, "evolve.txt")
@@ -219,7 +219,7 @@ def test_imported_trials_fit_the_study() -> None:
     assert first.params == {
         "lr0": 0.01, "momentum": 0.9, "mosaic": 0.5, "topk": 7, "optimizer": "SGD"
     }  # fmt: skip
-    assert second.value == 0.9  # the file's own
+    assert second.value == pytest.approx(0.3)  # and not the file's own
     assert second.params["momentum"] == problem.start["momentum"]
     assert second.params["optimizer"] == "SGD"
     assert first.state == TrialState.COMPLETE
@@ -229,8 +229,7 @@ def test_imported_trials_fit_the_study() -> None:
         "evolve.txt: lr0 is out of its space: it is moved to 0.01 (line 1)",
         "evolve.txt: giou is not searched here (2 lines: 1, 4)",
         "evolve.txt: no mosaic: it stands at its start 0.5 (2 lines: 1, 4)",
-        "evolve.txt: no F1: the file's own fitness is taken (line 4)",
-        "evolve.txt: not added: it has neither the metrics of the fitness nor its own (line 5)",
+        "evolve.txt: not added: the study's fitness needs F1 (line 5)",
     ):
         assert text in notices
     assert any("optimizer=Adam is not a choice" in text for text in notices)

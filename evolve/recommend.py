@@ -20,7 +20,8 @@ from evolve.samplers.observations import Array, Observations, Places, Scale, obs
 from evolve.samplers.surrogate import Shape, Surrogate, fit
 from evolve.space import Params, Space
 
-LEAST = 4  # complete trials from which a model is made
+LEAST = 8  # trials from which a model is made; of fewer the best measured one is taken
+CAUTION = 0.5  # standard errors by which a gain over the start values is counted for less
 DOUBT = 1.3  # errors are so much larger: one set of model hyperparameters is taken for true
 Z90 = 1.6448536269514722  # half width of a 90 % interval in standard errors
 
@@ -76,7 +77,7 @@ def recommendations(
 class _Estimates:
     """Of each observed place (N,): mean and standard error of its true value, larger is better.
 
-    `safe_gains` is the gain over the start values less its standard error.
+    `safe_gains` is the gain over the start values less what caution takes from it.
     """
 
     means: Array
@@ -99,7 +100,7 @@ def _estimated(known: Observations, space: Space, start: Array) -> _Estimates:
     return _Estimates(
         means=scale.original(means),
         errors=DOUBT * errors * scale.unit,
-        safe_gains=gains - gain_errors,
+        safe_gains=gains - CAUTION * gain_errors,
         noise=math.sqrt(hyper.noise) * scale.unit,
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from optuna import Study, Trial
 from optuna.trial import FrozenTrial, TrialState
 
+from evolve.choice import recommended
 from evolve.config import StudyConfig
 from evolve.display import Display
 from evolve.errors import ConfigError, RunFailed
@@ -300,16 +301,26 @@ class Runner:
         return self.study.get_trials(deepcopy=False)
 
     def _drop_weights(self) -> None:
-        """Remove the weight files of trials that ended behind the best ones."""
+        """Remove the weight files of trials that nobody will ask for.
+
+        Those of the best values stay, of the front, of repeats, and of what is recommended now.
+        """
         trials = self._all_trials()
+        ended = [t for t in trials if t.state.is_finished() and t.number not in self._weightless]
+        held = {trial.number for trial in ended if self._has_weights(trial.number)}
+        self._weightless |= {trial.number for trial in ended} - held
         kept = {trial.number for trial in ranking(trials)[:KEPT_WEIGHTS]}
         if self.config.objectives:
             kept |= {trial.number for trial in pareto_front(trials, self.config.objectives)}
-        kept |= self._weightless | {trial.number for trial in trials if kind_of(trial) == CONFIRM}
-        for trial in trials:
-            if trial.state.is_finished() and trial.number not in kept:
-                drop_weights(self.directory(trial.number))
-                self._weightless.add(trial.number)
+        kept |= {trial.number for trial in trials if kind_of(trial) == CONFIRM}
+        if held - kept:
+            kept |= {item.trial for item in recommended(self.config, trials)[:1]}
+        for number in held - kept:
+            drop_weights(self.directory(number))
+            self._weightless.add(number)
+
+    def _has_weights(self, number: int) -> bool:
+        return any((self.directory(number) / "weights").glob("*.pt*"))
 
 
 def drop_weights(directory: Path) -> None:

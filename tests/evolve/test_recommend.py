@@ -56,17 +56,14 @@ def test_a_lucky_value_among_bad_neighbours_is_not_recommended() -> None:
 
 
 def test_repeats_are_one_configuration_and_make_it_surer() -> None:
-    rng = np.random.default_rng(0)
-    others = [
-        trial(i, x, 0.1 * x + 0.05 * rng.standard_normal()) for i, x in enumerate((0, 0.3, 1))
-    ]
-    once = recommendations([*others, trial(5, 0.7, 0.1)], LINE, {"x": 0.0})
-    again = [
-        trial(6 + i, 0.7, 0.1 + 0.05 * rng.standard_normal(), kind="confirm") for i in range(8)
-    ]
-    often = recommendations([*others, trial(5, 0.7, 0.1), *again], LINE, {"x": 0.0})
-    (first,) = (item for item in once if item.trial == 5)
-    (later,) = (item for item in often if item.trial == 5)
+    luck = 0.05 * np.random.default_rng(0).standard_normal(16)
+    spread = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.9, 1.0)
+    others = [trial(i, x, 0.1 * x + luck[i]) for i, x in enumerate(spread)]
+    once = recommendations([*others, trial(15, 0.7, 0.1)], LINE, {"x": 0.0})
+    again = [trial(16 + i, 0.7, 0.1 + luck[8 + i], kind="confirm") for i in range(8)]
+    often = recommendations([*others, trial(15, 0.7, 0.1), *again], LINE, {"x": 0.0})
+    (first,) = (item for item in once if item.trial == 15)
+    (later,) = (item for item in often if item.trial == 15)
     assert (first.n, later.n) == (1, 9)
     assert np.ptp(later.interval) < np.ptp(first.interval)
 

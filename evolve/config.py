@@ -215,7 +215,7 @@ def _plugin(section: Reader, key: str, default: str) -> Plugin:
     value = section.tree.get(key)
     if isinstance(value, Mapping):
         options = section.anything(key)
-        name = Reader(section.path, options, f"{key}.").text("name")
+        name = Reader(section.path, options, f"{key}.").text("name", default)
         return Plugin(name, {option: options[option] for option in options if option != "name"})
     return Plugin(section.text(key) if value is not None else default)
 

@@ -157,7 +157,6 @@ def test_set_can_take_a_gene_out() -> None:
         ("fitness: {mAP50: 0}\n", "all weights are 0"),
         ("fitness: {a: 1}\nmetric: b\n", "not both"),
         ("start: hyp/none.yaml\n", "there is no file hyp/none.yaml"),
-        ("strategy: {elites: 3}\n", "strategy.name must be text"),
         ("study: {hours: 0}\n", "study.hours=0 must be above 0"),
         ("study: {gpu_hours: long}\n", "study.gpu_hours must be a number, got 'long'"),
         ("study: {early_stop: 3}\n", "study.early_stop must be true or false, got 3"),
@@ -242,3 +241,18 @@ def test_the_shipped_study_starts_inside_its_space() -> None:
 def test_tracking_can_be_turned_off(write_study: Callable[..., Path], override: str) -> None:
     path = write_study(tracking={"experiment": "mine"})
     assert load_config(path, [override]).tracking.uri is None
+
+
+def test_an_option_of_the_default_strategy_needs_no_name(tmp_path: Path) -> None:
+    path = tmp_path / "evolve.yaml"
+    path.write_text("objective: x:y\nspace: {a: {low: 0, high: 1}}\n")
+    config = load_config(path, ["strategy.cost=0.5", "pruning.check_after=10"])
+    assert (config.strategy.name, config.strategy.options) == ("guided", {"cost": 0.5})
+    assert (config.pruning.name, config.pruning.options) == ("none", {"check_after": 10})
+
+
+def test_numbers_with_a_fraction_and_an_exponent_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "evolve.yaml"
+    path.write_text("objective: x:y\nspace: {a: {low: 1.5e-3, high: 3.0e6, log: true}}\n")
+    (gene,) = load_config(path).space.genes
+    assert (gene.low, gene.high) == (0.0015, 3e6)

@@ -21,7 +21,7 @@ from evolve.samplers.surrogate import Shape, Surrogate, fit
 from evolve.space import Params, Space
 
 LEAST = 8  # trials from which a model is made; of fewer the best measured one is taken
-CAUTION = 0.5  # standard errors by which a gain over the start values is counted for less
+CAUTION = 1.0  # standard errors by which a gain over the start values is counted for less
 DOUBT = 1.3  # errors are so much larger: one set of model hyperparameters is taken for true
 Z90 = 1.6448536269514722  # half width of a 90 % interval in standard errors
 

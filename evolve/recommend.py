@@ -16,8 +16,8 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from evolve.record import excess
-from evolve.samplers.observations import Array, Observations, Places, Scale, observe
-from evolve.samplers.surrogate import Shape, Surrogate, fit
+from evolve.samplers.observations import Array, Observations, Places, Scale, observe, shape_of
+from evolve.samplers.surrogate import Surrogate, fit
 from evolve.space import Params, Space
 
 LEAST = 8  # trials from which a model is made; of fewer the best measured one is taken
@@ -91,7 +91,7 @@ def _estimated(known: Observations, space: Space, start: Array) -> _Estimates:
         unknown = np.full(len(known.values), math.nan)
         return _Estimates(known.values, unknown, known.values, math.nan)
     scale = Scale.of(known.values)
-    shape = Shape(tuple(len(gene.choices) for gene in space.genes))
+    shape = shape_of(space)
     standard, extra = scale.standard(known.values), scale.variance(known.values, known.extra)
     hyper = fit(shape, known.cubes, standard, extra)
     model = Surrogate(shape, known.cubes, standard, hyper, extra)

@@ -6,7 +6,7 @@ are put on the cube: trial 10,000 is asked for as fast as a study reads its tria
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,14 +40,7 @@ class GeneticOptions:
     startup: int = 10  # uniform trials before the first child where there are no start values
 
     def __post_init__(self) -> None:
-        for name, least in (("elites", 1), ("startup", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r} must be a whole number, at least {least}")
-        for name in ("crossover", "global_share"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise ValueError(f"{name}={value!r} must be 0 to 1")
+        check_options(self, {"elites": 1, "startup": 0}, ("crossover", "global_share"))
 
 
 class GeneticSampler(BaseSampler):
@@ -224,6 +217,18 @@ def mutated(space: Space, cube: Cube, rng: np.random.Generator, longest: float =
     moved = reflected(cube + deviation * rng.standard_normal(len(cube)))
     moved = np.where(unordered, rng.random(len(cube)), moved)  # no choice is nearer than another
     return np.where(chosen, moved, cube)
+
+
+def check_options(options: object, counts: Mapping[str, int], shares: Sequence[str]) -> None:
+    """Check whole numbers against their least values, and shares. Raises: ValueError."""
+    for name, least in counts.items():
+        value = getattr(options, name)
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}={value!r} must be a whole number, at least {least}")
+    for name in shares:
+        value = getattr(options, name)
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ValueError(f"{name}={value!r} must be 0 to 1")
 
 
 def reflected(cube: Cube) -> Cube:

@@ -20,12 +20,20 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from scipy.optimize import minimize
 
-from evolve.samplers.genetic import GeneticSampler
+from evolve.samplers.genetic import GeneticSampler, check_options, reflected
 from evolve.samplers.merit import Knowledge, know
-from evolve.samplers.observations import MODELLED, Array, Observations, Places, Scale, observe
+from evolve.samplers.observations import (
+    MODELLED,
+    Array,
+    Observations,
+    Places,
+    Scale,
+    observe,
+    shape_of,
+)
 from evolve.samplers.prior import PRIOR, Prior
 from evolve.samplers.seen import Seen
-from evolve.samplers.surrogate import Hyper, Shape, fit
+from evolve.samplers.surrogate import Hyper, fit
 from evolve.space import Params, Space
 
 SHORT = 0.05  # shortest step of a candidate in sigmas: late in a study the best is near
@@ -50,14 +58,8 @@ class GuidedOptions:
     cost: float = 0.0  # 1: improvement per second of training; 0: durations do not matter
 
     def __post_init__(self) -> None:
-        for name, least in (("startup", 1), ("candidates", 20), ("elites", 1), ("climbs", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r} must be a whole number, at least {least}")
-        for name in ("global_share", "reach", "cost"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise ValueError(f"{name}={value!r} must be 0 to 1")
+        counts = {"startup": 1, "candidates": 20, "elites": 1, "climbs": 0}
+        check_options(self, counts, ("global_share", "reach", "cost"))
 
 
 class GuidedSampler(GeneticSampler):
@@ -162,13 +164,13 @@ class GuidedSampler(GeneticSampler):
         entries = study._storage.get_study_user_attrs(study._study_id).get(PRIOR, [])
         if self._prior is None or self._prior[0] != entries:
             assert self._places is not None
-            found = Prior.of(entries, self._places, _shape(space), maximize=maximize)
+            found = Prior.of(entries, self._places, shape_of(space), maximize=maximize)
             self._prior = (entries, found)
         return self._prior[1]
 
     def _know(self, known: Observations, space: Space) -> Knowledge:
         """Return the models, fitted to the first trials up to a round number of them."""
-        shape = _shape(space)
+        shape = shape_of(space)
         count = len(known.values)
         every = 1 if count <= FINE[0] else 3 if count <= FINE[1] else 6
         count -= count % every
@@ -241,10 +243,6 @@ class GuidedSampler(GeneticSampler):
         return top
 
 
-def _shape(space: Space) -> Shape:
-    return Shape(tuple(len(gene.choices) for gene in space.genes))
-
-
 def _wants_start(known: Observations, seen: Seen) -> bool:
     """Return whether the start values should be measured again: their spread is the noise's.
 
@@ -272,9 +270,7 @@ def _mutations(
     length = np.exp(rng.uniform(math.log(SHORT), math.log(LONG), count))[:, None]
     # a gene on a grid moves by about a cell at least, or short steps would be rounded away
     deviation = np.maximum(sigma * length, np.where(cells > 0, 1.0 / np.maximum(cells, 1), 0.0))
-    moved = parents + deviation * rng.standard_normal((count, genes))
-    moved = np.abs(moved) % 2.0
-    moved = np.where(moved > 1.0, 2.0 - moved, moved)
+    moved = reflected(parents + deviation * rng.standard_normal((count, genes)))
     moved = np.where(unordered, rng.random((count, genes)), moved)
     return np.where(chosen & (sigma > 0), moved, parents)
 

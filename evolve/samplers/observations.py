@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evolve.fidelity import final_values
 from evolve.record import CONSTRAINTS, value_of
+from evolve.samplers.surrogate import Shape
 from evolve.space import Params, Space
 
 Array = NDArray[np.float64]
@@ -71,6 +72,11 @@ class Places:
     def settled(self, params: Mapping[str, Any]) -> Params:
         """Return values for all genes, the inactive ones at their start."""
         return self.space.settled({**self.start, **params}, self.start)
+
+
+def shape_of(space: Space) -> Shape:
+    """Return how the genes of a space become features of a model."""
+    return Shape(tuple(len(gene.choices) for gene in space.genes))
 
 
 def observe(trials: Sequence[FrozenTrial], places: Places, *, maximize: bool) -> Observations:

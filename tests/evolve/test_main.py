@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -244,3 +245,20 @@ def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
+
+
+def test_a_full_disk_is_called_that(
+    write_study: WriteStudy, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_study()
+
+    def full(*_: object) -> None:
+        try:
+            raise sqlite3.OperationalError("database or disk is full")
+        except sqlite3.OperationalError as error:
+            raise RuntimeError("invalid data in the commit") from error
+
+    monkeypatch.setattr("evolve.study.run_study", full)
+    code, _, err = run_main(capsys, "run")
+    assert code == 1
+    assert "error: the disk is full: free some space, and the same command goes on" in err

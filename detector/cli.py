@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from detector.distributed import is_first, rank
 from detector.errors import ConfigError, UserError
 
 log = logging.getLogger("detector")
@@ -49,7 +50,7 @@ def run_command(
     finally:
         log.removeHandler(handler)
     exit_code = int((answer or {}).pop("exit_code", 0))
-    if options.json:
+    if options.json and is_first():
         print(json.dumps(answer or {}, default=str))
     return exit_code
 
@@ -70,7 +71,8 @@ def new_directory(wanted: Path) -> Path:
 
 def _log_to_stderr(verbose: bool) -> logging.Handler:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(logging.Formatter(f"{_who()}%(message)s"))
+    handler.setLevel(logging.NOTSET if is_first() else logging.ERROR)
     log.addHandler(handler)
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
     return handler
@@ -80,5 +82,10 @@ def _fail(error: BaseException, code: int, verbose: bool) -> int:
     if verbose:
         log.exception("traceback")
     text = " ".join(str(error).split()) or type(error).__name__
-    print(f"error: {text}", file=sys.stderr)
+    print(f"{_who()}error: {text}", file=sys.stderr)
     return code
+
+
+def _who() -> str:
+    """Return which of several processes speaks; rank 0 speaks for all."""
+    return "" if is_first() else f"rank {rank()}: "

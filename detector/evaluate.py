@@ -8,9 +8,10 @@ import argparse
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +29,16 @@ from detector.data.description import DataConfig, load_data, read_split
 from detector.data.images import read_image
 from detector.data.sample import Sample
 from detector.decode import select
-from detector.distributed import choose_device
+from detector.distributed import (
+    choose_device,
+    first_on_machine,
+    from_first,
+    gathered,
+    is_first,
+    process_group,
+    rank,
+    world_size,
+)
 from detector.errors import ConfigError
 from detector.families import Family
 from detector.metrics import DetectionMetrics, Prediction, Truth, evaluate_detections
@@ -99,7 +109,8 @@ def evaluate_family(
         found = find_objects(family, samples, images, Settings(imgsz, batch), device)
     finally:
         family.network.train(was_training)
-    return evaluate_detections([truth_of(sample) for sample in samples], found, num_classes)
+    truths = [truth_of(sample) for sample in samples]
+    return from_first(lambda: evaluate_detections(truths, found, num_classes))
 
 
 def truth_of(sample: Sample) -> Truth:
@@ -114,14 +125,25 @@ def find_objects(
     settings: Settings,
     device: torch.device,
 ) -> list[Prediction]:
-    """Return what `detector` finds in each image, in pixels of the image on disk."""
-    found: list[Prediction] = []
-    for pictures in _batches(images, len(samples), settings.imgsz, settings.batch):
+    """Return what `detector` finds in each image, in pixels of the image on disk.
+
+    Several ranks share the work, whole batches each, so every image is seen as by one process;
+    rank 0 returns what all of them found, the others an empty list.
+    """
+    starts = range(0, len(samples), settings.batch)[rank() :: world_size()]
+    shares: list[tuple[int, list[Prediction]]] = []
+    batches = _batches(images, len(samples), settings.imgsz, settings.batch, starts)
+    for start, pictures in zip(starts, batches, strict=True):
         inputs = pictures.to(device).float()
-        for detections in detector.detect(inputs, settings.conf, settings.iou, settings.max_det):
-            size = samples[len(found)].size
-            found.append(in_image_pixels(detections, size, settings.imgsz))
-    return found
+        detections = detector.detect(inputs, settings.conf, settings.iou, settings.max_det)
+        sizes = [sample.size for sample in samples[start : start + settings.batch]]
+        found = [
+            in_image_pixels(one, size, settings.imgsz)
+            for one, size in zip(detections, sizes, strict=True)
+        ]
+        shares.append((start, found))
+    in_order = sorted((share for ranks in gathered(shares) for share in ranks), key=itemgetter(0))
+    return [prediction for _, found in in_order for prediction in found]
 
 
 def in_image_pixels(detections: Detections, size: tuple[int, int], imgsz: int) -> Prediction:
@@ -135,7 +157,9 @@ def in_image_pixels(detections: Detections, size: tuple[int, int], imgsz: int) -
     return Prediction(boxes, detections.scores.cpu().numpy(), detections.labels.cpu().numpy())
 
 
-def _batches(images: Images, count: int, imgsz: int, batch: int) -> Iterator[Tensor]:
+def _batches(
+    images: Images, count: int, imgsz: int, batch: int, starts: Iterable[int]
+) -> Iterator[Tensor]:
     """Yield letterboxed batches (B, 3, imgsz, imgsz) uint8, loaded a little ahead by threads."""
 
     def load(start: int) -> Tensor:
@@ -145,7 +169,7 @@ def _batches(images: Images, count: int, imgsz: int, batch: int) -> Iterator[Ten
 
     with ThreadPoolExecutor(LOADER_THREADS) as pool:
         pending: deque[Future[Tensor]] = deque()
-        for start in range(0, count, batch):
+        for start in starts:
             pending.append(pool.submit(load, start))
             if len(pending) > BATCHES_AHEAD:
                 yield pending.popleft().result()
@@ -201,18 +225,32 @@ def evaluate(
 def measure(
     weights: str | Path, data: str | Path, split: str, device: str, settings: Settings
 ) -> Evaluation:
-    """Evaluate like `evaluate`, and keep the detections. Raises: UserError."""
-    backend = load_backend(weights, choose_device(device))
+    """Evaluate like `evaluate`, and keep the detections (of all ranks, on rank 0).
+
+    Raises: UserError.
+    """
+    chosen = choose_device(device)
+    with process_group(chosen):
+        return _measure(weights, data, split, chosen, settings)
+
+
+def _measure(
+    weights: str | Path, data: str | Path, split: str, device: torch.device, settings: Settings
+) -> Evaluation:
+    backend = load_backend(weights, device)
     settings = settings.sized(backend.imgsz)
-    dataset = load_data(data)
-    samples = read_split(dataset, split)
+    with first_on_machine():
+        dataset = load_data(data)
+        samples = read_split(dataset, split)
     to_dataset = _label_map(backend, dataset)
     timed = _Timed(backend, settings.imgsz)
     found = find_objects(timed, samples, Originals(samples), settings, backend.device)
     found = [Prediction(p.boxes, p.scores, to_dataset[p.labels]) for p in found]
     started = time.perf_counter()
     truths = [truth_of(sample) for sample in samples]
-    metrics = evaluate_detections(truths, found, dataset.num_classes, by_size=True)
+    metrics = from_first(
+        lambda: evaluate_detections(truths, found, dataset.num_classes, by_size=True)
+    )
     seconds = {**timed.seconds, "metrics": time.perf_counter() - started}
     return Evaluation(Path(weights), dataset, split, settings, samples, found, metrics, seconds)
 
@@ -321,6 +359,8 @@ def main(argv: list[str] | None = None) -> int:
 def _evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     settings = Settings(options.imgsz, options.batch, options.conf, options.iou, options.max_det)
     found = measure(options.weights, options.data, options.split, options.device, settings)
+    if not is_first():
+        return {}
     if options.save_json:
         rows = coco_results(found.dataset, found.split, found.samples, found.found)
         write_json(Path(options.save_json), rows)

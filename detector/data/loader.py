@@ -6,12 +6,14 @@ the seed, so workers hold no state and cannot miss the switch to the no-augmenta
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from detector import distributed
 from detector.augment import place_boxes, render, sample_plan
 from detector.config import Hyp
 from detector.data.cache import ImageCache, scaled_size
@@ -71,29 +73,42 @@ class TrainingPictures(Dataset):
 class EpochOrder(Sampler[list[Item]]):
     """The micro-batches of one epoch: a permutation drawn from (seed, epoch).
 
-    It is cut into optimizer steps of exactly `nbs` images (the last may be shorter), and each step
-    into equal micro-batches of at most `batch`.
+    It is cut into optimizer steps of exactly `nbs` images (the last may be shorter). A step's
+    images are dealt to the ranks, each rank's cut into equal micro-batches of at most `batch`. All
+    ranks have equally many micro-batches; some may be empty in a short step.
     """
 
-    def __init__(self, count: int, nbs: int, batch: int, seed: int) -> None:
+    def __init__(
+        self, count: int, nbs: int, batch: int, seed: int, rank: int = 0, ranks: int = 1
+    ) -> None:
         self.count, self.nbs, self.batch, self.seed = count, nbs, batch, seed
+        self.rank, self.ranks = rank, ranks
         self.epoch, self.tail = 0, False
 
     def __len__(self) -> int:
         full, rest = divmod(self.count, self.nbs)
-        return full * -(-self.nbs // self.batch) + -(-rest // self.batch)
+        return full * self.micro_batches(self.nbs) + self.micro_batches(rest)
+
+    def micro_batches(self, images: int) -> int:
+        """Return the number of micro-batches of a step of `images` images."""
+        largest_share = -(-images // self.ranks)
+        return -(-largest_share // self.batch)
 
     def __iter__(self) -> Iterator[list[Item]]:
         order = np.random.default_rng([self.seed, 0, self.epoch]).permutation(self.count)
         for start in range(0, self.count, self.nbs):
             chosen = order[start : start + self.nbs]
-            for part in np.array_split(chosen, -(-len(chosen) // self.batch)):
+            own = chosen[self.rank :: self.ranks]
+            for part in np.array_split(own, self.micro_batches(len(chosen))):
                 yield [(self.epoch, int(index), self.tail) for index in part]
 
 
-def collate(items: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Batch:
-    """Stack pictures and keep each picture's targets as a dict of tensors."""
-    images = torch.from_numpy(np.stack([image for image, _, _ in items]))
+def collate(items: list[tuple[np.ndarray, np.ndarray, np.ndarray]], size: tuple[int, int]) -> Batch:
+    """Stack pictures of `size`, perhaps none, and keep each one's targets as a dict of tensors."""
+    pictures = np.empty((len(items), *size, 3), np.uint8)
+    for picture, (image, _, _) in zip(pictures, items, strict=True):
+        picture[:] = image
+    images = torch.from_numpy(pictures)
     targets = [
         {"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(labels)}
         for _, boxes, labels in items
@@ -110,11 +125,14 @@ class TrainingLoader:
     def __init__(
         self, pictures: TrainingPictures, nbs: int, batch: int, workers: int, pin_memory: bool
     ) -> None:
-        self.order = EpochOrder(len(pictures), nbs, batch, pictures.seed)
+        self.order = EpochOrder(
+            len(pictures), nbs, batch, pictures.seed, distributed.rank(), distributed.world_size()
+        )
+        self.per_step = self.order.micro_batches(nbs)  # batches; the last step may have fewer
         self.loader: DataLoader = DataLoader(
             pictures,
             batch_sampler=self.order,
-            collate_fn=collate,
+            collate_fn=partial(collate, size=pictures.size),
             num_workers=workers,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,

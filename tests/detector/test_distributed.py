@@ -1,7 +1,19 @@
 import pytest
 import torch
 
-from detector.distributed import amp_dtype, choose_device
+from detector.distributed import (
+    add_up,
+    amp_dtype,
+    any_rank,
+    choose_device,
+    first_on_machine,
+    from_first,
+    gathered,
+    is_first,
+    process_group,
+    rank,
+    world_size,
+)
 from detector.errors import ConfigError
 
 
@@ -55,3 +67,84 @@ def test_mixed_precision_takes_bfloat16_where_the_gpu_has_it(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
     assert amp_dtype(torch.device("cuda"), True) == dtype
+
+
+def test_a_bare_number_counts_the_devices_of_whatever_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, "xpu", 2)
+    assert choose_device("1") == torch.device("xpu:1")
+
+
+def test_without_native_bfloat16_an_emulation_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert amp_dtype(torch.device("cuda"), True) == torch.float16
+
+
+# ---- several processes ---------------------------------------------------------------------
+
+
+def launch(monkeypatch: pytest.MonkeyPatch, rank: int, ranks: int, local_rank: int) -> None:
+    values = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": local_rank}
+    for name, value in (values | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}).items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "privateuseone"])
+def test_each_process_of_a_machine_gets_its_own_device(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    pretend(monkeypatch, kind, 4)
+    launch(monkeypatch, rank=7, ranks=8, local_rank=3)  # the second machine of two
+    assert choose_device("auto") == torch.device(kind, 3)
+    assert choose_device(kind) == torch.device(kind, 3)
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_one_device_for_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, "cuda", 2)
+    launch(monkeypatch, rank=0, ranks=2, local_rank=0)
+    with pytest.raises(
+        ConfigError, match=r"device='cuda:1' is one device for 2 processes: try cuda"
+    ):
+        choose_device("cuda:1")
+
+
+def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, "cuda", 2)
+    launch(monkeypatch, rank=2, ranks=3, local_rank=2)
+    with pytest.raises(
+        ConfigError, match=r"process 2 of this machine has none; .*: cpu, cuda:0, cuda:1"
+    ):
+        choose_device("auto")
+
+
+def test_a_kind_of_device_that_cannot_talk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch(monkeypatch, rank=0, ranks=2, local_rank=0)
+    with (
+        pytest.raises(
+            ConfigError, match="device=privateuseone has no backend for several processes"
+        ),
+        process_group(torch.device("privateuseone")),
+    ):
+        pass
+
+
+def test_half_of_a_launcher_is_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("RANK", "3")
+    assert (world_size(), rank(), is_first()) == (1, 0, True)
+
+
+def test_one_process_needs_no_group_and_changes_nothing() -> None:
+    tensor = torch.arange(3.0)
+    with process_group(torch.device("cpu")):
+        assert not torch.distributed.is_initialized()
+        add_up([tensor])
+        assert tensor.tolist() == [0.0, 1.0, 2.0]
+        assert (any_rank(True), any_rank(False)) == (True, False)
+        assert from_first(lambda: 5) == 5
+        assert gathered([1, 2]) == [[1, 2]]
+        with first_on_machine():
+            pass

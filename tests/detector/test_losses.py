@@ -192,3 +192,16 @@ def test_descending_the_loss_finds_the_objects() -> None:
         assert scores.max() > 0.8
         found = cxcywh_to_xyxy(decoded[scores.argmax(), :4])
         assert (found - box).abs().max() < 1.0  # pixels
+
+
+def test_an_empty_batch_has_sums_and_gradients_of_zero() -> None:
+    # A rank without images in a short last step takes part in the reduction with these.
+    model = build_model("yolox-pico", 2).train()
+    before = {name: value.clone() for name, value in model.named_buffers() if "running" in name}
+    sums, count = YoloxLoss(model.strides, LossValues()).sums(model(torch.zeros(0, 3, 64, 64)), [])
+    torch.stack(tuple(sums.values())).sum().backward()
+    assert {name: value.item() for name, value in sums.items()} == {"box": 0, "obj": 0, "cls": 0}
+    assert float(count) == 0
+    assert all(not weight.grad.any() for weight in model.parameters())
+    after = dict(model.named_buffers())
+    assert all(torch.equal(value, after[name]) for name, value in before.items())

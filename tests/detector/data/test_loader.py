@@ -7,7 +7,7 @@ import torch
 from detector.config import Hyp
 from detector.data.cache import ImageCache
 from detector.data.description import load_data, read_split
-from detector.data.loader import EpochOrder, TrainingLoader, TrainingPictures
+from detector.data.loader import EpochOrder, TrainingLoader, TrainingPictures, collate
 
 
 def pictures(data: Path, hyp: Hyp, seed: int = 0) -> TrainingPictures:
@@ -67,3 +67,35 @@ def test_a_step_takes_exactly_the_nominal_batch_in_equal_parts(
     assert [len(part) for part in parts] == sizes
     assert len(order) == len(sizes)
     assert sorted(index for part in parts for _, index, _ in part) == list(range(8))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+@pytest.mark.parametrize(("nbs", "batch"), [(4, 16), (4, 1), (6, 2), (7, 3), (32, 4)])
+def test_ranks_together_take_the_images_of_one_process_in_every_step(
+    ranks: int, nbs: int, batch: int
+) -> None:
+    count = 17
+    steps = [range(start, min(start + nbs, count)) for start in range(0, count, nbs)]
+    alone = [index for part in EpochOrder(count, nbs, batch, seed=3) for _, index, _ in part]
+    orders = [EpochOrder(count, nbs, batch, 3, rank, ranks) for rank in range(ranks)]
+    shares = [list(order) for order in orders]
+    assert all(len(order) == len(share) for order, share in zip(orders, shares, strict=True))
+    assert all(len(part) <= batch for share in shares for part in share)
+    start = 0
+    for step in steps:
+        stop = start + orders[0].micro_batches(len(step))
+        taken = [index for share in shares for part in share[start:stop] for _, index, _ in part]
+        assert sorted(taken) == sorted(alone[position] for position in step)
+        sizes = [sum(len(part) for part in share[start:stop]) for share in shares]
+        assert max(sizes) - min(sizes) <= 1
+        start = stop
+    assert all(len(share) == start for share in shares)
+
+
+def test_a_rank_without_images_gets_an_empty_batch() -> None:
+    # 5 images in one step of 8 for 6 ranks: the sixth has none, and still takes part.
+    parts = list(EpochOrder(5, 8, 4, seed=0, rank=5, ranks=6))
+    assert parts == [[]]
+    batch = collate([], (64, 96))
+    assert batch.images.shape == (0, 3, 64, 96)
+    assert batch.targets == []

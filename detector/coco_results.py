@@ -25,7 +25,11 @@ def coco_results(
 
     For a data set in COCO's format the image and category ids are its own; else an image's id is
     its file name without extension and a category's the label.
+
+    Raises: DataError: the set is joined of several, whose ids would mix.
     """
+    if dataset.parts:
+        raise DataError(f"{dataset.path}: COCO results need one data set with its own classes")
     ids, categories = _ids(dataset, split, samples)
     rows = []
     for image, prediction in zip(ids, found, strict=True):

@@ -28,9 +28,16 @@ class Rule:
     holds: Callable[["TrainConfig", "Hyp"], bool]
 
 
-def option(default: Any, text: str, low: float | None = None, choices: tuple[str, ...] = ()) -> Any:
-    """Declare a `TrainConfig` field: default, lowest value or choices, one line of help."""
-    return field(default=default, metadata={"low": low, "choices": choices, "help": text})
+def option(
+    default: Any,
+    text: str,
+    low: float | None = None,
+    choices: tuple[str, ...] = (),
+    high: float | None = None,
+) -> Any:
+    """Declare a `TrainConfig` field: default, closed range or choices, one line of help."""
+    metadata = {"low": low, "high": high, "choices": choices, "help": text}
+    return field(default=default, metadata=metadata)
 
 
 def gene(
@@ -142,7 +149,13 @@ class TrainConfig:
     """What is trained, on what, where and for how long."""
 
     model: str = option("yolox-nano", "network: `yolox-nano` ... `yolox-x`, `yolox-pico`")
-    data: str = option("data/shapes.yaml", "data set description (yaml), folder or *.data file")
+    data: str = option("data/shapes.yaml", "description (yaml), folder or *.data; a.yaml,b.yaml")
+    fraction: float = option(1.0, "share of the training images, drawn by the seed", 1e-6, high=1.0)
+    single_cls: bool = option(False, "train on all classes as one")
+    class_balanced: float = option(
+        0.0, "repeat images whose classes are in fewer than this share of images", 0.0, high=1.0
+    )
+    repeat: int = option(1, "how often an epoch shows each training image", 1)
     weights: str = option("", "start from these weights (.pt, .pth); empty: from scratch")
     imgsz: int = option(416, "side of the square network input, pixels, a multiple of 32", 64)
     epochs: int = option(30, "passes over the training images", 1)

@@ -5,6 +5,7 @@ letterbox and the same code, so they give the same numbers.
 """
 
 import argparse
+import itertools
 import logging
 import time
 from collections import deque
@@ -25,9 +26,10 @@ from detector.boxes import Detections
 from detector.cli import add_common, run_command
 from detector.coco_results import coco_results, write_json
 from detector.data.cache import scaled_size
-from detector.data.description import DataConfig, load_data, read_split
+from detector.data.description import DataConfig, load_data, read_sets, single_class
 from detector.data.images import read_image
 from detector.data.sample import Sample
+from detector.data.wrappers import SINGLE_CLASS
 from detector.decode import select
 from detector.distributed import (
     choose_device,
@@ -192,14 +194,21 @@ class Evaluation:
     found: list[Prediction]
     metrics: DetectionMetrics
     seconds: dict[str, float]  # of the whole split, by stage
+    sets: dict[str, DetectionMetrics]  # of each set by its name, if there are several
 
     def report(self) -> dict[str, Any]:
         """Return plain values: the metrics by their names, "classes" (by name), "coco" (the twelve
-        numbers), "speed" (ms per image) and what was evaluated.
+        numbers), "speed" (ms per image) and what was evaluated. With several data sets each one's
+        metrics are there too, like "bccd/mAP50".
         """
         per_image = {name: 1000 * value / len(self.samples) for name, value in self.seconds.items()}
         return {
             **_as_dict(self.metrics, self.dataset.names),
+            **{
+                f"{set_name}/{name}": value
+                for set_name, metrics in self.sets.items()
+                for name, value in metrics.summary().items()
+            },
             "speed": per_image,
             "weights": str(self.weights),
             "data": str(self.dataset.path),
@@ -217,6 +226,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a checkpoint or an exported file on a split of a data set; see `Evaluation.report`.
 
+    A detector of a single class (`single_cls`) is measured with all classes of the set as one.
     Raises: UserError for a wrong option, data set or file.
     """
     return measure(weights, data, split, device, settings or Settings()).report()
@@ -241,7 +251,10 @@ def _measure(
     settings = settings.sized(backend.imgsz)
     with first_on_machine():
         dataset = load_data(data)
-        samples = read_split(dataset, split)
+        if backend.names == (SINGLE_CLASS,):
+            dataset = single_class(dataset)
+        sets = read_sets(dataset, split)
+    samples = [sample for part in sets.values() for sample in part]
     to_dataset = _label_map(backend, dataset)
     timed = _Timed(backend, settings.imgsz)
     found = find_objects(timed, samples, Originals(samples), settings, backend.device)
@@ -252,7 +265,25 @@ def _measure(
         lambda: evaluate_detections(truths, found, dataset.num_classes, by_size=True)
     )
     seconds = {**timed.seconds, "metrics": time.perf_counter() - started}
-    return Evaluation(Path(weights), dataset, split, settings, samples, found, metrics, seconds)
+    by_set = from_first(lambda: _measure_sets(sets, truths, found, dataset.num_classes))
+    return Evaluation(
+        Path(weights), dataset, split, settings, samples, found, metrics, seconds, by_set
+    )
+
+
+def _measure_sets(
+    sets: dict[str, list[Sample]], truths: list[Truth], found: list[Prediction], num_classes: int
+) -> dict[str, DetectionMetrics]:
+    """Return the metrics of each of several sets; `truths` and `found` hold them in their order."""
+    if len(sets) == 1:
+        return {}
+    ends = dict(zip(sets, itertools.accumulate(map(len, sets.values())), strict=True))
+    return {
+        name: evaluate_detections(
+            truths[end - len(sets[name]) : end], found[end - len(sets[name]) : end], num_classes
+        )
+        for name, end in ends.items()
+    }
 
 
 class _Timed:
@@ -383,6 +414,10 @@ def table(report: dict[str, Any]) -> str:
     for name, row in rows:
         numbers = "".join(f"{row[key]:>{9 if key == 'mAP50-95' else 6}.3f} " for key in keys)
         lines.append(f"{name:<{width}}  {row['images']:>6}  {row['targets']:>7} {numbers}".rstrip())
+    for key in (key for key in report if key.endswith("/mAP50-95")):
+        name = key.removesuffix("/mAP50-95")
+        numbers = ", ".join(f"{metric} {report[f'{name}/{metric}']:.3f}" for metric in keys)
+        lines.append(f"{name} alone: {numbers}")
     if report["without_targets"]:
         lines.append(f"without targets, in no mean: {', '.join(report['without_targets'])}")
     speed = ", ".join(f"{name} {value:.1f} ms" for name, value in report["speed"].items())

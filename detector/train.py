@@ -25,8 +25,9 @@ from detector.checkpoint import (
 from detector.cli import add_common, new_directory, run_command
 from detector.config import TRAIN_NAMES, Hyp, TrainConfig, parse_assignments, resolve
 from detector.data.cache import ImageCache
-from detector.data.description import load_data, read_split
+from detector.data.description import load_data, read_split, short_name, single_class
 from detector.data.loader import TrainingLoader, TrainingPictures
+from detector.data.wrappers import chosen_samples
 from detector.distributed import amp_dtype, choose_device
 from detector.errors import CheckpointError, ConfigError, TrainingDiverged
 from detector.evaluate import evaluate_family
@@ -77,8 +78,10 @@ def train(
 
     # ---- data
     data = load_data(config.data)
-    train_samples, val_samples = read_split(data, "train"), read_split(data, "val")
-    train_cache = ImageCache(train_samples, config.imgsz)
+    data = single_class(data) if config.single_cls else data
+    all_samples, val_samples = read_split(data, "train"), read_split(data, "val")
+    train_samples = chosen_samples(all_samples, config)
+    train_cache = ImageCache(train_samples, config.imgsz, among=all_samples)
     val_cache = ImageCache(val_samples, config.imgsz)
     loader = TrainingLoader(
         TrainingPictures(train_samples, train_cache, config.imgsz, hyp, config.seed),
@@ -328,7 +331,7 @@ def _train_command(options: argparse.Namespace) -> dict[str, Any]:
         config, hyp = resolve(values, directory / "hyp.yaml")
     else:
         config, hyp = resolve(values, options.hyp)
-        directory = new_directory(Path(options.project) / (options.name or Path(config.data).stem))
+        directory = new_directory(Path(options.project) / (options.name or short_name(config.data)))
     tracker = open_tracker(options.mlflow, None, directory.name)
     try:
         result = train(config, hyp, directory, tracker=tracker, resume=bool(options.resume))

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,20 @@ def content_digest(samples: Sequence[Sample], labels: bool = True) -> str:
     return digest.hexdigest()
 
 
+def _num_bytes(samples: Iterable[Sample], imgsz: int) -> int:
+    return sum(3 * h * w for h, w in (scaled_size(sample.size, imgsz) for sample in samples))
+
+
 class ImageCache:
     """The images of `samples`, fitted into imgsz x imgsz; `cache[i]` is (h, w, 3) uint8 BGR.
 
     Images come from one read-only memory-mapped file, made by whoever needs it first: several
     processes share its pages, and several that make it at once are all right. They must not be
     written to. When the file would be larger than `limit_bytes` or there is no room for it, every
-    image is decoded when it is asked for.
+    image is decoded when it is asked for. A sample that stands in the list twice is stored once.
+
+    `among` are all the images that `samples` were chosen from: if they fit, the file holds them
+    all, so that runs with other choices share it.
     """
 
     def __init__(
@@ -68,10 +75,16 @@ class ImageCache:
         imgsz: int,
         directory: str | Path | None = None,
         limit_bytes: int = DEFAULT_LIMIT,
+        among: Sequence[Sample] = (),
     ) -> None:
         self.imgsz = imgsz
-        self._samples = list(samples)
-        self._shapes = [(*scaled_size(sample.size, imgsz), 3) for sample in samples]
+        stored = {sample.path: sample for sample in [*among, *samples]}
+        if among and _num_bytes(stored.values(), imgsz) > limit_bytes:
+            stored = {sample.path: sample for sample in samples}
+        place = {path: slot for slot, path in enumerate(stored)}
+        self.slots = [place[sample.path] for sample in samples]  # of each sample in what is stored
+        self._samples = list(stored.values())
+        self._shapes = [(*scaled_size(sample.size, imgsz), 3) for sample in self._samples]
         self._offsets = np.cumsum([0, *(h * w * c for h, w, c in self._shapes)])
         self.path: Path | None = None  # the file, when there is one
         self._pixels: np.ndarray | None = None
@@ -88,18 +101,19 @@ class ImageCache:
                 self._pixels = self._make()
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.slots)
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Return image `index` as a read-only (h, w, 3) uint8 BGR array."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
+        slot = self.slots[index]
         if self._pixels is None and self.path is not None:
             self._pixels = self._open()
         if self._pixels is None:
-            return self._decode(index)
-        start, stop = self._offsets[index], self._offsets[index + 1]
-        return np.asarray(self._pixels[start:stop]).reshape(self._shapes[index])
+            return self._decode(slot)
+        start, stop = self._offsets[slot], self._offsets[slot + 1]
+        return np.asarray(self._pixels[start:stop]).reshape(self._shapes[slot])
 
     def __getstate__(self) -> dict[str, Any]:
         """Travel to another process without the pixels: it maps the same file."""
@@ -107,7 +121,7 @@ class ImageCache:
 
     @property
     def num_bytes(self) -> int:
-        """Size of all decoded images in bytes."""
+        """Size of all stored images in bytes."""
         return int(self._offsets[-1])
 
     def _make(self) -> np.ndarray | None:
@@ -122,15 +136,15 @@ class ImageCache:
             log.warning("images are decoded on demand: %s: %s", self.path, error.strerror)
         return self._open()
 
-    def _decode(self, index: int) -> np.ndarray:
-        sample = self._samples[index]
+    def _decode(self, slot: int) -> np.ndarray:
+        sample = self._samples[slot]
         image = read_image(sample.path)
         if image.shape[:2] != tuple(sample.size):
             raise DataError(
                 f"{sample.path}: decoded to {image.shape[1]}x{image.shape[0]}, "
                 f"its header says {sample.size[1]}x{sample.size[0]}"
             )
-        height, width, _ = self._shapes[index]
+        height, width, _ = self._shapes[slot]
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         image.flags.writeable = False
         return image
@@ -146,14 +160,14 @@ class ImageCache:
         return pixels if whole else None
 
     def _write(self, path: Path) -> None:
-        log.info("decoding %d images into %s", len(self), path)
+        log.info("decoding %d images into %s", len(self._samples), path)
         handle, name = tempfile.mkstemp(prefix=f"{path.stem}.", suffix=".part", dir=path.parent)
         os.close(handle)
         try:
             pixels = np.lib.format.open_memmap(name, "w+", np.uint8, (self.num_bytes,))
-            for index in range(len(self)):
-                start, stop = self._offsets[index], self._offsets[index + 1]
-                pixels[start:stop] = self._decode(index).reshape(-1)
+            for slot in range(len(self._samples)):
+                start, stop = self._offsets[slot], self._offsets[slot + 1]
+                pixels[start:stop] = self._decode(slot).reshape(-1)
             pixels.flush()
             del pixels
             os.replace(name, path)

@@ -1,14 +1,14 @@
 """Data set descriptions (`data/*.yaml`): where the images are, in which format, with which classes.
 
 A description is a yaml file of ours or in the style of Ultralytics, a Darknet `*.data` file, or
-simply the folder of a set. docs/data.md lists the keys.
+simply the folder of a set; several at once are joined. docs/data.md lists the keys.
 """
 
 import functools
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from detector.data.labels import Problems, read_lines
 from detector.data.layout import SPLITS
 from detector.data.sample import Sample
 from detector.data.shapes import CLASSES, ShapesConfig, generate
+from detector.data.wrappers import SINGLE_CLASS, label_map, relabel
 from detector.errors import DataError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class DataConfig:
     splits: dict[str, tuple[str, ...]]  # train, val, test -> folders, lists, names or json files
     ignore: tuple[str, ...] = ()  # classes whose objects are left out
     skip_bad: bool = False  # count and leave out bad labels and images
+    parts: tuple["DataConfig", ...] = ()  # the sets that this one is made of; it has no own images
 
     @property
     def num_classes(self) -> int:
@@ -53,19 +55,96 @@ class DataConfig:
 def load_data(path: str | Path) -> DataConfig:
     """Read a description and find its images; generate or download them when it says so.
 
-    The images are looked for under $DETECTOR_DATA, then beside the description, then in the
-    current folder; an absolute path is taken as it is.
+    Several descriptions, with commas between them, are one set: splits are joined, labels follow
+    the names of the first. The images are looked for under $DETECTOR_DATA, then beside the
+    description, then in the current folder; an absolute path is taken as it is.
 
     Raises:
-        DataError: a missing file or folder, an unknown key or a wrong value.
+        DataError: a missing file or folder, an unknown key, a wrong value, or sets that do not
+            have the same classes.
     """
-    path = layout.find_description(Path(path))
+    words = split_list(path)
+    if len(words) > 1:
+        return join([load_data(word) for word in words])
+    path = layout.find_description(Path(words[0]))
     if path.is_dir():
         inner = layout.description_inside(path)
         return _describe(inner or path, _read_yaml(inner) if inner else {"path": str(path)})
     if path.suffix == ".data":
         return _describe(path, {"format": "darknet"})
     return _describe(path, _read_yaml(path))
+
+
+def split_list(path: str | Path) -> list[str]:
+    """Return the descriptions that stand between commas. Raises: DataError: one is empty."""
+    if "," not in str(path) or Path(path).exists():
+        return [str(path)]
+    words = [word.strip() for word in str(path).split(",")]
+    if not all(words):
+        raise DataError(f"data {path}: a name is missing before or after a comma")
+    return words
+
+
+def short_name(path: str | Path) -> str:
+    """Return a name for runs on this data: `bccd` for data/bccd.yaml, `a+b` for several sets."""
+    return "+".join(Path(word).stem for word in split_list(path))
+
+
+def join(sets: Sequence[DataConfig]) -> DataConfig:
+    """Return several sets as one with the names of the first, in its order.
+
+    Raises: DataError: a set is given twice, or they do not have the same classes.
+    """
+    first, paths = sets[0], [data.path for data in sets]
+    for data in sets:
+        if paths.count(data.path) > 1:
+            raise DataError(f"{data.path}: is given twice; to show images more often: repeat")
+        label_map(str(data.path), data.names, first.names)
+    splits = {
+        split: tuple(str(data.path) for data in sets if split in data.splits) for split in SPLITS
+    }
+    found = {split: holders for split, holders in splits.items() if holders}
+    path = Path(",".join(map(str, paths)))
+    return DataConfig(path, first.root, "joined", first.names, found, parts=tuple(sets))
+
+
+def single_class(data: DataConfig) -> DataConfig:
+    """Return the set with all its classes as one."""
+    parts = data.parts or (data,)
+    return replace(data, format="joined", names=(SINGLE_CLASS,), parts=parts)
+
+
+def read_sets(data: DataConfig, split: str) -> dict[str, list[Sample]]:
+    """Return the samples of each set that `data` was joined from, by its name; see `read_split`.
+
+    A set without the split is left out; labels are those of `data`.
+    """
+    _require_split(data, split)
+    read: dict[str, list[Sample]] = {}
+    for part in data.parts or (data,):
+        if split not in part.splits:
+            log.info("%s: has no %s split", part.path, split)
+            continue
+        samples = read_split(part, split)
+        if data.parts:
+            single = data.names == (SINGLE_CLASS,)
+            source = str(part.path)
+            labels = [0] * part.num_classes if single else label_map(source, part.names, data.names)
+            samples = relabel(samples, labels)
+        read[_set_name(part.path, read)] = samples
+    return read
+
+
+def _set_name(path: Path, taken: Collection[str]) -> str:
+    """Return a name for one of several sets: exported ones are all called data.yaml."""
+    name = path.parent.name if path.name in layout.DESCRIPTION_NAMES else path.stem
+    return name if name not in taken else f"{name}-{len(taken) + 1}"
+
+
+def _require_split(data: DataConfig, split: str) -> None:
+    if split not in data.splits:
+        allowed = ", ".join(data.splits)
+        raise DataError(f"{data.path}: there is no {split} split; there are: {allowed}")
 
 
 def read_split(data: DataConfig, split: str) -> list[Sample]:
@@ -76,9 +155,9 @@ def read_split(data: DataConfig, split: str) -> list[Sample]:
     Raises:
         DataError: no such split, no images, or bad labels or images.
     """
-    if split not in data.splits:
-        allowed = ", ".join(data.splits)
-        raise DataError(f"{data.path}: there is no {split} split; there are: {allowed}")
+    if data.parts:
+        return [sample for samples in read_sets(data, split).values() for sample in samples]
+    _require_split(data, split)
     entries = data.splits[split]
     problems = Problems(f"{data.path}: {split}", data.skip_bad)
     if data.format == "voc":

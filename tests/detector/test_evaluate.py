@@ -325,3 +325,60 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert captured.out == ""
     last = captured.err.splitlines()[-1]
     assert last.startswith("error: ") and text in last
+
+
+# ---- several sets, one class
+
+
+def second_set(wide_set: Path) -> Path:
+    """Write a set of the first two pictures, its classes named the other way round."""
+    root = wide_set.parent.parent / "second"
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+        for file in sorted((wide_set.parent / folder).iterdir())[:2]:
+            (root / folder / file.name).write_bytes(file.read_bytes())
+    path = root / "data.yaml"
+    path.write_text(f"path: {root}\nval: images\ntrain: images\nnames: [disc, square]\n")
+    return path
+
+
+def test_sets_are_measured_together_and_each_alone(looking: None, wide_set: Path) -> None:
+    other = second_set(wide_set)
+    report = evaluate("any.pt", f"{wide_set},{other}")
+    assert report["images"] == 7
+    for name, path in (("wide", wide_set), ("second", other)):
+        alone = evaluate("any.pt", path)
+        assert "second/mAP50" not in alone
+        for metric in ("mAP50", "mAP50-95", "F1"):
+            assert report[f"{name}/{metric}"] == alone[metric]
+    # numbers 0 and 1 mean the other class in the second set: it is wrong on all of its own
+    assert report["wide/mAP50"] > 0.9 and report["second/mAP50"] == 0
+
+
+def test_set_metrics_stand_in_the_table(
+    looking: None, wide_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--weights=any.pt", f"--data={wide_set},{second_set(wide_set)}"]) == 0
+    assert "\nsecond alone: precision 0.000" in capsys.readouterr().out
+
+
+def test_one_class_detector_is_measured_with_all_classes_as_one(
+    wide_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(images: torch.Tensor) -> torch.Tensor:
+        decoded = look(images, ("square", "disc"))
+        return torch.cat([decoded[..., :5], decoded[..., 5:].amax(-1, keepdim=True)], dim=-1)
+
+    backend = Backend(Path("one.pt"), ("object",), 96, "bgr-255", CPU, run, any_size=True)
+    monkeypatch.setattr("detector.evaluate.load_backend", lambda path, device: backend)
+    report = evaluate("one.pt", wide_set)
+    assert list(report["classes"]) == ["object"] and report["mAP50"] > 0.9
+
+
+def test_coco_results_need_a_single_set(
+    looking: None, wide_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = f"--data={wide_set},{second_set(wide_set)}"
+    assert main(["--weights=any.pt", data, "--save-json=results.json"]) == 2
+    assert "COCO results need one data set" in capsys.readouterr().err
+    assert not Path("results.json").exists()

@@ -269,3 +269,49 @@ def test_wrong_input_is_one_line_and_exit_code_2(
 
 def test_an_unknown_option_is_exit_code_2(tiny_set: Path) -> None:
     assert run(tiny_set, "--lr", "1") == 2
+
+
+# ---- what an epoch shows
+
+
+def steps_of(run: Path) -> list[int]:
+    with (run / "results.csv").open() as file:
+        return [int(row["step"]) for row in csv.DictReader(file)]
+
+
+def test_fraction_and_repeat_change_the_steps_of_an_epoch(tiny_set: Path, tmp_path: Path) -> None:
+    for name, values, steps in (
+        ("half", {"fraction": 0.5}, [1, 2]),  # 4 of 8 images, 4 a step
+        ("thrice", {"repeat": 3}, [6, 12]),
+        ("both", {"fraction": 0.5, "repeat": 3}, [3, 6]),
+    ):
+        config, hyp = settings(tiny_set, nbs=4, **values)
+        train(config, hyp, tmp_path / name)
+        assert steps_of(tmp_path / name) == steps
+    assert len(list(Path("runs/cache").glob("*-64.npy"))) == 1  # one file of images for all
+
+
+def test_all_classes_are_trained_as_one(tiny_set: Path, tmp_path: Path) -> None:
+    config, hyp = settings(tiny_set, single_cls=True)
+    result = train(config, hyp, tmp_path / "run")
+    loaded = load_model(result.best_checkpoint)
+    assert loaded.names == ("object",) and loaded.model.num_classes == 1
+
+
+def test_two_sets_are_trained_together(tiny_set: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(tiny_set.read_text().replace("[square, disc]", "[disc, square]"))
+    options = ["--model=yolox-pico", "--imgsz=64", "--epochs=1", "--device=cpu", "--no-amp"]
+    assert main([f"--data={tiny_set},{other}", *options, "--set", "nbs=4"]) == 0
+    assert steps_of(Path("runs/train/data+other")) == [4]  # 16 images
+
+
+def test_sets_with_other_classes_stop_before_any_work(
+    tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(tiny_set.read_text().replace("disc", "ring"))
+    assert main([f"--data={tiny_set},{other}", "--model=yolox-pico"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.count("\n") == 0 and "lacks disc and has ring besides" in error
+    assert not list(Path("runs/train").glob("*"))

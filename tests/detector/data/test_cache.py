@@ -180,3 +180,27 @@ def test_digest_of_a_missing_image_is_an_error(samples: list[Sample]) -> None:
     samples[0].path.unlink()
     with pytest.raises(DataError, match=r"0\.png: cannot read the image"):
         content_digest(samples)
+
+
+def test_a_sample_that_stands_there_twice_is_stored_once(
+    samples: list[Sample], tmp_path: Path
+) -> None:
+    alone = ImageCache(samples, 64, tmp_path / "cache")
+    doubled = ImageCache([*samples[::-1], *samples], 64, tmp_path / "cache", among=samples)
+    assert len(doubled) == 8 and doubled.num_bytes == alone.num_bytes
+    assert doubled.path == alone.path and doubled.slots == [3, 2, 1, 0, 0, 1, 2, 3]
+    for index, sample in enumerate([*samples[::-1], *samples]):
+        assert np.array_equal(doubled[index], expected(sample, 64))
+
+
+def test_choices_from_one_set_share_its_file_if_it_fits(
+    samples: list[Sample], tmp_path: Path
+) -> None:
+    whole = ImageCache(samples, 64, tmp_path / "cache")
+    chosen = ImageCache(samples[2:], 64, tmp_path / "cache", among=samples)
+    assert chosen.path == whole.path and len(chosen) == 2
+    assert np.array_equal(chosen[0], expected(samples[2], 64))
+    limit = whole.num_bytes - 1  # too much for all of them, enough for the two
+    few = ImageCache(samples[2:], 64, tmp_path / "cache", limit_bytes=limit, among=samples)
+    assert few.path not in (None, whole.path) and few.num_bytes < limit
+    assert np.array_equal(few[1], expected(samples[3], 64))

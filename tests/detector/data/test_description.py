@@ -7,7 +7,14 @@ import cv2
 import numpy as np
 import pytest
 
-from detector.data.description import digest, load_data, read_split
+from detector.data.description import (
+    digest,
+    load_data,
+    read_sets,
+    read_split,
+    short_name,
+    single_class,
+)
 from detector.errors import DataError
 
 YAML = "path: set\ntrain: images/train\nval: images/val\nnames: [cat, dog]\n"
@@ -320,3 +327,75 @@ def test_class_without_boxes_and_split_without_boxes_are_reported(
         f"{tmp_path}/mine.yaml: no box in the train split for: cat",
         f"{tmp_path}/mine.yaml: the val split has no boxes at all",
     ]
+
+
+# ---- several sets at once
+
+
+@pytest.fixture
+def two_sets(tmp_path: Path) -> str:
+    """Two sets with one dog each in train; the second names its classes the other way round."""
+    write_yolo(tmp_path / "one")
+    write_yolo(tmp_path / "two", ["images/train"])
+    first = write_yaml(tmp_path, YAML.replace("path: set", "path: one"), "one.yaml")
+    text = "path: two\ntrain: images/train\nnames: [dog, cat]\n"
+    return f"{first},{write_yaml(tmp_path, text, 'two.yaml')}"
+
+
+def test_several_sets_are_joined_by_the_names_of_the_first(two_sets: str) -> None:  # B-63
+    data = load_data(two_sets)
+    assert data.names == ("cat", "dog") and list(data.splits) == ["train", "val"]
+    train = read_split(data, "train")
+    assert [sample.path.parts[-4] for sample in train] == ["one", "two"]
+    # class 1 is a dog in the first set and a cat in the second, where it is called 1 too
+    assert [sample.labels.tolist() for sample in train] == [[1], [0]]
+
+
+def test_each_set_can_be_read_by_its_name(two_sets: str) -> None:
+    data = load_data(two_sets)
+    assert {name: len(found) for name, found in read_sets(data, "train").items()} == {
+        "one": 1,
+        "two": 1,
+    }
+    assert list(read_sets(data, "val")) == ["one"]  # the second has no val split
+    with pytest.raises(DataError, match="there is no test split; there are: train, val"):
+        read_split(data, "test")
+
+
+def test_sets_of_exports_are_called_by_their_folders(tmp_path: Path) -> None:
+    paths = [write_yaml(write_yolo(tmp_path / name), YAML, "data.yaml") for name in ("a", "b")]
+    for path in paths:
+        path.write_text(YAML.replace("path: set\n", ""))
+    data = load_data(",".join(map(str, paths)))
+    assert list(read_sets(data, "train")) == ["a", "b"]
+
+
+def test_sets_with_other_classes_are_refused_with_the_difference(two_sets: str) -> None:  # B-63
+    first, second = two_sets.split(",")
+    path = Path(second)
+    path.write_text(path.read_text().replace("cat", "emu"))
+    with pytest.raises(DataError, match=r"two\.yaml: lacks cat and has emu besides"):
+        load_data(two_sets)
+    with pytest.raises(DataError, match=r"one\.yaml: is given twice"):
+        load_data(f"{first},{first}")
+    with pytest.raises(DataError, match="a name is missing before or after a comma"):
+        load_data(f"{first},")
+
+
+def test_a_comma_in_a_name_that_exists_is_no_list(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "set")
+    assert load_data(write_yaml(tmp_path, name="a,b.yaml")).names == ("cat", "dog")
+
+
+def test_short_names_of_runs() -> None:
+    assert short_name("data/bccd.yaml") == "bccd"
+    assert short_name("data/a.yaml, data/b.yaml") == "a+b"
+
+
+def test_all_classes_as_one(two_sets: str) -> None:
+    for description in (two_sets, two_sets.split(",")[0]):
+        data = single_class(load_data(description))
+        assert data.names == ("object",) and data.num_classes == 1
+        samples = read_split(data, "train")
+        assert len(samples) == description.count(",") + 1
+        assert [sample.labels.tolist() for sample in samples] == [[0]] * len(samples)

@@ -156,6 +156,8 @@ class TrainConfig:
         0.0, "repeat images whose classes are in fewer than this share of images", 0.0, high=1.0
     )
     repeat: int = option(1, "how often an epoch shows each training image", 1)
+    image_weights: bool = option(False, "draw images of rare and badly found classes more often")
+    rect: bool = option(False, "rectangular batches: images of like shape with less padding")
     weights: str = option("", "start from these weights (.pt, .pth); empty: from scratch")
     imgsz: int = option(416, "side of the square network input, pixels, a multiple of 32", 64)
     epochs: int = option(30, "passes over the training images", 1)

@@ -96,6 +96,11 @@ class DetectionMetrics:
         values = (self.map50_95, self.map50, self.precision, self.recall, self.f1)
         return dict(zip(METRIC_NAMES, values, strict=True))
 
+    def class_map(self) -> list[float]:
+        """Return the mAP50-95 of every class by its label; 0 for a class without targets."""
+        values = {row.label: row.ap50_95 for row in self.classes}
+        return [values.get(label, 0.0) for label in range(len(self.confusion) - 1)]
+
 
 def fitness(metrics: Mapping[str, float], weights: Mapping[str, float]) -> float:
     """Return the weighted sum of `metrics`.

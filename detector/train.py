@@ -27,7 +27,7 @@ from detector.config import TRAIN_NAMES, Hyp, TrainConfig, parse_assignments, re
 from detector.data.cache import ImageCache
 from detector.data.description import load_data, read_split, short_name, single_class
 from detector.data.loader import TrainingLoader, TrainingPictures
-from detector.data.wrappers import chosen_samples
+from detector.data.wrappers import chosen_samples, image_weights
 from detector.distributed import amp_dtype, choose_device
 from detector.errors import CheckpointError, ConfigError, TrainingDiverged
 from detector.evaluate import evaluate_family
@@ -89,6 +89,7 @@ def train(
         config.batch,
         workers=_worker_count(config.workers, device),
         pin_memory=device.type == "cuda",
+        rect=config.rect,
     )
 
     # ---- network, loss, optimizer, average
@@ -110,6 +111,7 @@ def train(
 
     # ---- resume
     epoch, history, best = 0, [], {"fitness": -1.0, "epoch": 0}
+    class_map = [0.0] * data.num_classes  # of the last evaluation
     if resuming:
         state = _read_state(last, config, hyp, data.names)
         network.load_state_dict(state["network"])
@@ -118,6 +120,7 @@ def train(
         average.module.load_state_dict(state["average"])
         average.updates = state["step"]
         epoch, history, best = state["epoch"], state["history"], state["best"]
+        class_map = state.get("class_map", class_map)
         what = "nothing is left to do" if epoch >= config.epochs else "going on"
         log.info("%s: %d of %d epochs are done, %s", last, epoch, config.epochs, what)
     first_epoch, step = epoch, average.updates
@@ -135,6 +138,8 @@ def train(
         if tail:
             family.enter_tail()
         network.train()
+        if config.image_weights:
+            loader.order.weights = image_weights(train_samples, class_map)
         totals: dict[str, torch.Tensor] = {}
         pictures = tqdm(
             loader.epoch(epoch, tail), f"epoch {epoch}", len(loader), leave=False, disable=None
@@ -171,7 +176,7 @@ def train(
             found = evaluate_family(
                 averaged, val_samples, val_cache, config.imgsz, data.num_classes, device
             )
-            metrics = found.summary()
+            metrics, class_map = found.summary(), found.class_map()
             row |= metrics | {"fitness": fitness(metrics, config.fitness)}
         row |= {"images_per_second": len(train_samples) / train_seconds}
         row |= {"seconds": time.monotonic() - epoch_started}
@@ -197,6 +202,7 @@ def train(
             "epoch": epoch,
             "history": history,
             "best": best,
+            "class_map": class_map,
         }
         save_checkpoint(last, content | {"state": state})
         write_results(directory / "results.csv", history)

@@ -1,7 +1,7 @@
 """Batches of training and validation pictures, in an order that seed and epoch alone decide.
 
-An item of the loader is (epoch, index, tail): what a picture becomes is a function of these and of
-the seed, so workers hold no state and cannot miss the switch to the no-augmentation tail.
+An item of the loader is (epoch, index, tail, size): what a picture becomes is a function of these
+and of the seed, so workers hold no state and cannot miss the switch to the no-augmentation tail.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,12 @@ from detector import distributed
 from detector.augment import place_boxes, render, sample_plan
 from detector.config import Hyp
 from detector.data.cache import ImageCache, scaled_size
+from detector.data.rect import Size, by_shape, rect_size
 from detector.data.sample import Sample
+from detector.data.wrappers import numbered
 
-Item = tuple[int, int, bool]  # epoch, index of the sample, tail
+# epoch, index of the sample (plus n x k when it is drawn for the k-th further time), tail, size
+Item = tuple[int, int, bool, Size]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,18 +67,20 @@ class TrainingPictures(Dataset):
         return len(self.shapes)
 
     def __getitem__(self, item: Item) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        epoch, index, tail = item
+        epoch, index, tail, size = item
         rng = np.random.default_rng([self.seed, 1, epoch, index])
-        plan = sample_plan(index, self.shapes, self.size, self.hyp, rng, tail)
+        plan = sample_plan(index % len(self), self.shapes, size, self.hyp, rng, tail)
         return render(plan, self.cache), *place_boxes(plan, self.boxes, self.labels)
 
 
 class EpochOrder(Sampler[list[Item]]):
-    """The micro-batches of one epoch: a permutation drawn from (seed, epoch).
+    """The micro-batches of one epoch, drawn from (seed, epoch): a permutation, or with `weights`
+    as many draws, each image with this probability.
 
     It is cut into optimizer steps of exactly `nbs` images (the last may be shorter). A step's
     images are dealt to the ranks, each rank's cut into equal micro-batches of at most `batch`. All
-    ranks have equally many micro-batches; some may be empty in a short step.
+    ranks have equally many micro-batches; some may be empty in a short step. With `shapes` a step
+    has images of like shape, and all its pictures the smallest size that holds them, not `size`.
     """
 
     def __init__(
@@ -84,6 +89,9 @@ class EpochOrder(Sampler[list[Item]]):
         self.count, self.nbs, self.batch, self.seed = count, nbs, batch, seed
         self.rank, self.ranks = rank, ranks
         self.epoch, self.tail = 0, False
+        self.size: Size = (0, 0)
+        self.shapes: Sequence[Size] | None = None
+        self.weights: np.ndarray | None = None  # (n,), sum 1
 
     def __len__(self) -> int:
         full, rest = divmod(self.count, self.nbs)
@@ -95,17 +103,31 @@ class EpochOrder(Sampler[list[Item]]):
         return -(-largest_share // self.batch)
 
     def __iter__(self) -> Iterator[list[Item]]:
-        order = np.random.default_rng([self.seed, 0, self.epoch]).permutation(self.count)
+        order = self._drawn()
         for start in range(0, self.count, self.nbs):
             chosen = order[start : start + self.nbs]
+            size = self._size(chosen)
             own = chosen[self.rank :: self.ranks]
             for part in np.array_split(own, self.micro_batches(len(chosen))):
-                yield [(self.epoch, int(index), self.tail) for index in part]
+                yield [(self.epoch, int(index), self.tail, size) for index in part]
+
+    def _drawn(self) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, 0, self.epoch])
+        if self.weights is None:
+            order = rng.permutation(self.count)
+        else:
+            order = numbered(rng.choice(self.count, self.count, p=self.weights), self.count)
+        return order if self.shapes is None else by_shape(order, self.shapes, self.nbs)
+
+    def _size(self, chosen: np.ndarray) -> Size:
+        if self.shapes is None:
+            return self.size
+        return rect_size([self.shapes[index % self.count] for index in chosen])
 
 
 def collate(items: list[tuple[np.ndarray, np.ndarray, np.ndarray]], size: tuple[int, int]) -> Batch:
-    """Stack pictures of `size`, perhaps none, and keep each one's targets as a dict of tensors."""
-    pictures = np.empty((len(items), *size, 3), np.uint8)
+    """Stack pictures (`size` if there are none); keep each one's targets as a dict of tensors."""
+    pictures = np.empty((len(items), *(items[0][0].shape[:2] if items else size), 3), np.uint8)
     for picture, (image, _, _) in zip(pictures, items, strict=True):
         picture[:] = image
     images = torch.from_numpy(pictures)
@@ -123,11 +145,14 @@ class TrainingLoader:
     """
 
     def __init__(
-        self, pictures: TrainingPictures, nbs: int, batch: int, workers: int, pin_memory: bool
-    ) -> None:
+        self, pictures: TrainingPictures, nbs: int, batch: int, workers: int, pin_memory: bool,
+        rect: bool = False,
+    ) -> None:  # fmt: skip
         self.order = EpochOrder(
             len(pictures), nbs, batch, pictures.seed, distributed.rank(), distributed.world_size()
         )
+        self.order.size = pictures.size
+        self.order.shapes = pictures.shapes if rect else None
         self.per_step = self.order.micro_batches(nbs)  # batches; the last step may have fewer
         self.loader: DataLoader = DataLoader(
             pictures,

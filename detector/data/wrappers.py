@@ -109,6 +109,19 @@ def image_weights(samples: Sequence[Sample], class_map: Sequence[float]) -> np.n
     return images / total if total > 0 else np.full(len(samples), 1 / max(1, len(samples)))
 
 
+def numbered(drawn: np.ndarray, count: int) -> np.ndarray:
+    """Return draws from `count` images with i + k x count for the k-th further time of image i.
+
+    So that each time it is shown it is augmented in its own way.
+    """
+    order = np.argsort(drawn, kind="stable")
+    ordered = drawn[order]
+    times = np.arange(len(drawn)) - np.searchsorted(ordered, ordered)
+    again = np.empty_like(drawn)
+    again[order] = times
+    return drawn + again * count
+
+
 def trained_labels(sample: Sample) -> np.ndarray:
     """Return the labels that are trained on: crowd regions are not."""
     return sample.labels[~sample.crowd]

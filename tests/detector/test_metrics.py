@@ -120,6 +120,7 @@ def test_class_without_targets_is_in_no_mean_and_is_named() -> None:
     assert result.precision == 1.0
     assert result.absent == (0, 1)
     assert [row.label for row in result.classes] == [2]
+    assert result.class_map() == [0.0, 0.0, 1.0]
 
 
 def test_no_targets_give_zeros_and_one_message(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,15 +1,22 @@
 import csv
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
 from detector.checkpoint import load_model, read_checkpoint
 from detector.config import Hyp, TrainConfig, resolve
+from detector.data.sample import Sample
+from detector.data.wrappers import image_weights
 from detector.errors import CheckpointError, DataError, TrainingDiverged
 from detector.families import build_family
+from detector.metrics import DetectionMetrics
 from detector.models import build_model
 from detector.train import main, train, windows
 
@@ -281,11 +288,10 @@ def steps_of(run: Path) -> list[int]:
 
 def test_fraction_and_repeat_change_the_steps_of_an_epoch(tiny_set: Path, tmp_path: Path) -> None:
     for name, values, steps in (
-        ("half", {"fraction": 0.5}, [1, 2]),  # 4 of 8 images, 4 a step
-        ("thrice", {"repeat": 3}, [6, 12]),
-        ("both", {"fraction": 0.5, "repeat": 3}, [3, 6]),
+        ("half", {"fraction": 0.5}, [1]),  # 4 of 8 images, 4 a step
+        ("both", {"fraction": 0.5, "repeat": 3}, [3]),
     ):
-        config, hyp = settings(tiny_set, nbs=4, **values)
+        config, hyp = settings(tiny_set, nbs=4, epochs=1, **values)
         train(config, hyp, tmp_path / name)
         assert steps_of(tmp_path / name) == steps
     assert len(list(Path("runs/cache").glob("*-64.npy"))) == 1  # one file of images for all
@@ -315,3 +321,43 @@ def test_sets_with_other_classes_stop_before_any_work(
     error = capsys.readouterr().err.strip()
     assert error.count("\n") == 0 and "lacks disc and has ring besides" in error
     assert not list(Path("runs/train").glob("*"))
+
+
+def test_image_weights_follow_the_last_evaluation_also_after_a_resume(
+    tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[float]] = []
+
+    def noted(samples: list[Sample], class_map: list[float]) -> np.ndarray:
+        seen.append(list(class_map))
+        return image_weights(samples, class_map)
+
+    monkeypatch.setattr("detector.train.image_weights", noted)
+    monkeypatch.setattr(DetectionMetrics, "class_map", lambda self: [0.9, self.images / 80])
+    config, hyp = settings(tiny_set, epochs=3, nbs=8, image_weights=True, rect=True)
+    whole = train(config, hyp, tmp_path / "whole")
+    assert seen == [[0, 0], [0.9, 0.1], [0.9, 0.1]]  # 8 images
+
+    def interrupt(epoch: int, metrics: dict[str, float]) -> bool:
+        raise KeyboardInterrupt
+
+    seen.clear()
+    with pytest.raises(KeyboardInterrupt):
+        train(config, hyp, tmp_path / "parts", report=interrupt)
+    parts = train(config, hyp, tmp_path / "parts", resume=True)
+    assert seen == [[0, 0], [0.9, 0.1], [0.9, 0.1]]
+    assert parts.metrics == whole.metrics
+    files = [tmp_path / name / "weights" / "last.pt" for name in ("whole", "parts")]
+    weights = [read_checkpoint(file)["weights"] for file in files]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_pictures_that_are_not_square_train(tiny_set: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_set.parent, tmp_path / "set")
+    for path in (tmp_path / "set" / "images").iterdir():  # 32 x 64
+        cv2.imwrite(str(path), cv2.imread(str(path))[:32])
+    description = tmp_path / "set" / "data.yaml"
+    description.write_text("train: images\nval: images\nnames: [square, disc]\n")
+    config, hyp = settings(description, rect=True, mosaic=0.5, epochs=1)
+    result = train(config, hyp, tmp_path / "run")
+    assert math.isfinite(result.fitness)

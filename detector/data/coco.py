@@ -41,13 +41,14 @@ def read_coco(
     """
     samples = []
     for entry in entries:
-        coco = load_coco(find_json(root, entry))
+        coco = load_coco(find_json(root, entry), problems)
         boxes = _boxes_by_image(coco, names, ignore, problems)
         folder = _image_folder(coco, root)
         for image in coco.images:
             path = folder / str(image["file_name"])
             if not path.is_file():
-                problems.bad(f"{coco.path}: image id {image['id']}: no file {path}")
+                message = f"{coco.path}: image id {image['id']}: no file {path}"
+                problems.bad(message, "image-missing")
                 continue
             size = checked_size(path, problems)
             if size is not None and _has_size(coco.path, image, size, problems):
@@ -70,8 +71,12 @@ def find_json(root: Path, entry: str) -> Path:
     return path
 
 
-def load_coco(path: Path) -> CocoFile:
-    """Read and check the tables of a json file. Raises: DataError: damaged or ambiguous."""
+def load_coco(path: Path, problems: Problems | None = None) -> CocoFile:
+    """Read and check the tables of a json file; bad rows are left out if `problems` allows it.
+
+    Raises: DataError: damaged or ambiguous.
+    """
+    problems = problems or Problems(str(path))
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -83,18 +88,11 @@ def load_coco(path: Path) -> CocoFile:
         table = content.get(key) if isinstance(content, dict) else None
         if not isinstance(table, list):
             raise DataError(f"{path}: no list {key!r}; this is not a COCO detection file")
-        for row in table:
-            missing = [name for name in needed if not isinstance(row, dict) or name not in row]
-            if missing:
-                raise DataError(f"{path}: {key}: {missing[0]!r} is missing in {str(row)[:80]}")
-            ids = [row[name] for name in needed if name.endswith("id")]
-            if not all(isinstance(value, int | str) for value in ids):
-                raise DataError(f"{path}: {key}: ids are whole numbers or text: {str(row)[:80]}")
-        tables[key] = table
+        whole = [row for row in table if _is_whole(path, key, row, needed, problems)]
+        unique = {"images": "image", "categories": "category"}
+        tables[key] = _unique(path, unique[key], whole, problems) if key in unique else whole
     if not tables["images"]:
         raise DataError(f"{path}: no images")
-    _check_unique(path, "image", [image["id"] for image in tables["images"]])
-    _check_unique(path, "category", [row["id"] for row in tables["categories"]])
     return CocoFile(path, **tables)
 
 
@@ -106,7 +104,8 @@ def class_names(files: Sequence[Path]) -> tuple[str, ...]:
     names: dict[int | str, str] = {}
     supers: set[str] = set()
     used: set[int | str] = set()
-    for coco in map(load_coco, files):
+    for path in files:
+        coco = load_coco(path, Problems(str(path), skip=True))  # who reads the boxes judges them
         names.update({row["id"]: str(row["name"]) for row in coco.categories})
         supers.update(
             str(row.get("supercategory"))
@@ -119,12 +118,28 @@ def class_names(files: Sequence[Path]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(kept))
 
 
-def _check_unique(path: Path, what: str, ids: Sequence[Any]) -> None:
-    seen = set()
-    for value in ids:
-        if value in seen:
-            raise DataError(f"{path}: {what} id {value} occurs twice")
-        seen.add(value)
+def _is_whole(path: Path, key: str, row: Any, needed: Sequence[str], problems: Problems) -> bool:
+    missing = [name for name in needed if not isinstance(row, dict) or name not in row]
+    if missing:
+        message = f"{path}: {key}: {missing[0]!r} is missing in {str(row)[:80]}"
+        problems.bad(message, "label-columns")
+        return False
+    ids = [row[name] for name in needed if name.endswith("id")]
+    if not all(isinstance(value, int | str) for value in ids):
+        message = f"{path}: {key}: ids are whole numbers or text: {str(row)[:80]}"
+        problems.bad(message, "annotation-id")
+        return False
+    return True
+
+
+def _unique(path: Path, what: str, rows: list[Any], problems: Problems) -> list[Any]:
+    first: dict[Any, Any] = {}
+    for row in rows:
+        if row["id"] in first:
+            problems.bad(f"{path}: {what} id {row['id']} occurs twice", "annotation-id")
+        else:
+            first[row["id"]] = row
+    return list(first.values())
 
 
 def _boxes_by_image(
@@ -137,9 +152,9 @@ def _boxes_by_image(
         place = f"{coco.path}: annotation id {row['id']}"
         name = categories.get(row["category_id"])
         if row["image_id"] not in boxes:
-            problems.bad(f"{place}: unknown image id {row['image_id']}")
+            problems.bad(f"{place}: unknown image id {row['image_id']}", "annotation-id")
         elif name is None:
-            problems.bad(f"{place}: unknown category id {row['category_id']}")
+            problems.bad(f"{place}: unknown category id {row['category_id']}", "annotation-id")
         elif name in ignore:
             problems.ignore(name)
         elif name not in names:
@@ -148,9 +163,10 @@ def _boxes_by_image(
             box = _parse_box(row, names.index(name), place, problems)
             boxes[row["image_id"]].extend(box)
     for name, count in unknown.items():
-        raise DataError(
+        problems.wrong(
             f"{coco.path}: category {name!r} has {count} box(es) and is not in names: "
-            "add it there, or to ignore"
+            "add it there, or to ignore",
+            "label-class",
         )
     return boxes
 
@@ -162,11 +178,13 @@ def _parse_box(row: dict[str, Any], label: int, place: str, problems: Problems) 
         isinstance(value, int | float) and math.isfinite(value) for value in bbox
     )
     if not numbers or len(bbox) != 4:
-        problems.bad(f"{place}: bbox {bbox} must be four numbers x, y, width, height")
+        problems.bad(
+            f"{place}: bbox {bbox} must be four numbers x, y, width, height", "label-columns"
+        )
         return []
     x, y, width, height = bbox
     if width < 0 or height < 0:
-        problems.bad(f"{place}: bbox {bbox} has a negative size")
+        problems.bad(f"{place}: bbox {bbox} has a negative size", "label-range")
         return []
     crowd = bool(row.get("iscrowd", 0))
     return [Box((x, y, x + width, y + height), label, place, crowd=crowd)]
@@ -181,7 +199,8 @@ def _has_size(
         return True
     problems.bad(
         f"{source}: image id {image['id']}: {width}x{height} here, but {image['file_name']} has "
-        f"{size[1]}x{size[0]} pixels as stored"
+        f"{size[1]}x{size[0]} pixels as stored",
+        "image-size",
     )
     return False
 

@@ -10,6 +10,9 @@ from detector.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 HEADER_BYTES = 32
+END_BYTES = 4096  # where the end marker is looked for: some cameras write more behind it
+EXIF_BYTES = 65536 + 64  # the first segments of a JPEG
+EXIF_ORIENTATION = 0x0112
 # every JPEG start-of-frame marker; C4, C8 and CC are tables, not frames
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 JPEG_BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
@@ -35,7 +38,7 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         DataError: the file is missing, empty or not an image.
     """
-    image = _decode(_read_bytes(Path(path)), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    image = decode_bytes(_read_bytes(Path(path)))
     if image is None:
         raise DataError(f"{path}: not a readable image")
     return image
@@ -75,11 +78,45 @@ def _read_bytes(path: Path) -> np.ndarray:
     return content
 
 
-def _decode(content: np.ndarray, flags: int) -> np.ndarray | None:
+def decode_bytes(content: np.ndarray) -> np.ndarray | None:
+    """Decode the bytes (n,) uint8 of an image file as `read_image` does; None if that fails."""
     try:
-        return cv2.imdecode(content, flags)
+        return cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:  # some damaged files raise, others give None
         return None
+
+
+def is_cut_off(content: bytes) -> bool:
+    """Whether a JPEG or PNG file ends before its end marker; decoders fill the rest with gray."""
+    if content[:2] == b"\xff\xd8":
+        return b"\xff\xd9" not in content[-END_BYTES:]
+    if content[:4] == b"\x89PNG":
+        return b"IEND" not in content[-END_BYTES:]
+    return False
+
+
+def exif_turn(content: bytes) -> int:
+    """Return the EXIF orientation of a JPEG, 1 to 8; 1 (upright) where none is written.
+
+    Source: Exif 3.0, 4.6.2 and 4.7.2: APP1 segment, TIFF header, tag 0x0112 of the first directory.
+    """
+    start = content.find(b"Exif\x00\x00", 0, EXIF_BYTES)
+    if content[:2] != b"\xff\xd8" or start < 0:
+        return 1
+    tiff = content[start + 6 :]
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    try:
+        if order is None:
+            return 1
+        (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, directory)
+        for entry in range(count):
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, directory + 2 + 12 * entry)
+            if tag == EXIF_ORIENTATION:
+                return value if 1 <= value <= 8 else 1
+    except struct.error:  # the directory points out of the file
+        pass
+    return 1
 
 
 def _png_size(head: bytes) -> tuple[int, int] | None:

@@ -14,6 +14,14 @@ from detector.errors import DataError
 log = logging.getLogger(__name__)
 
 
+class LabelError(ValueError):
+    """What is wrong with one label, without its place; `check` names the broken rule."""
+
+    def __init__(self, message: str, check: str = "label") -> None:
+        super().__init__(message)
+        self.check = check
+
+
 @dataclass
 class Problems:
     """Collects what is wrong in one split: raises at once, or counts and reports in one line each.
@@ -27,11 +35,29 @@ class Problems:
     skipped: list[str] = field(default_factory=list)
     ignored: dict[str, int] = field(default_factory=dict)
 
-    def bad(self, message: str) -> None:
-        """Note one bad label or image. Raises: DataError: unless bad ones are skipped."""
+    @property
+    def decodes(self) -> bool:
+        """Whether pixels are looked at too: a whole header says nothing about what is behind it."""
+        return self.skip
+
+    def bad(self, message: str, check: str = "label") -> None:
+        """Note one bad label or image. Raises: DataError: unless bad ones are skipped.
+
+        `check` names the rule that was broken; a report goes by it.
+        """
         if not self.skip:
             raise DataError(message)
         self.skipped.append(message)
+
+    def wrong(self, message: str, check: str) -> None:
+        """Note what is wrong with the description, not a label. Raises: DataError: always here."""
+        raise DataError(message)
+
+    def no_labels(self, path: Path) -> None:
+        """Note an image without its label file: it is background."""
+
+    def found(self, path: Path, size: tuple[int, int], boxes: "Sequence[Box]") -> None:
+        """Note an image and its boxes as they are written, before they are clipped."""
 
     def ignore(self, name: str) -> None:
         """Note one object of a class that the description lists under `ignore`."""
@@ -68,11 +94,11 @@ def checked_size(path: Path, problems: Problems) -> tuple[int, int] | None:
     """Return the image's (height, width), or None for a bad image that is skipped."""
     try:
         size = image_size(path)
-        if problems.skip:  # a whole header says nothing about the pixels behind it
+        if problems.decodes:
             read_image(path)
         return size
     except DataError as error:
-        problems.bad(str(error))
+        problems.bad(str(error), "image-unreadable")
         return None
 
 
@@ -80,6 +106,7 @@ def make_sample(
     path: Path, size: tuple[int, int], found: Sequence[Box], problems: Problems
 ) -> Sample:
     """Clip the boxes to the image, drop those without area and pack the rest."""
+    problems.found(path, size, found)
     height, width = size
     edges = np.array([box.xyxy for box in found], dtype=np.float64).reshape(-1, 4)
     edges = edges.clip(0, [width, height, width, height]).astype(np.float32)

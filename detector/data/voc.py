@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detector.data.images import IMAGE_SUFFIXES, is_image
-from detector.data.labels import Box, Problems, checked_size, make_sample, read_lines
+from detector.data.labels import (
+    Box,
+    LabelError,
+    Problems,
+    checked_size,
+    make_sample,
+    read_lines,
+)
 from detector.data.sample import Sample
 from detector.errors import DataError
 
@@ -94,19 +101,20 @@ def read_xml(path: Path, problems: Problems) -> list[VocObject]:
     Fields other than name and bndbox may be absent. Coordinates may have a fraction (B-50).
     """
     if not path.exists():
+        problems.no_labels(path)
         return []
     try:
         tree = ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
-        problems.bad(f"{path}: not a readable annotation: {error}")
+        problems.bad(f"{path}: not a readable annotation: {error}", "label-file")
         return []
     objects = []
     for index, element in enumerate(tree.iter("object"), start=1):
         place = f"{path}: object {index}"
         try:
             objects.append(_parse_object(element, place))
-        except ValueError as error:
-            problems.bad(f"{place}: {error}")
+        except LabelError as error:
+            problems.bad(f"{place}: {error}", error.check)
     return objects
 
 
@@ -125,10 +133,10 @@ def warn_overlap(root: Path, split: str, entries: Sequence[str], train: Sequence
 def _parse_object(element: ElementTree.Element, place: str) -> VocObject:
     name = (element.findtext("name") or "").strip()
     if not name:
-        raise ValueError("no class name")
+        raise LabelError("no class name")
     corners = element.find("bndbox")
     if corners is None:
-        raise ValueError(f"{name}: no bndbox")
+        raise LabelError(f"{name}: no bndbox")
     xmin, ymin, xmax, ymax = (
         _parse_number(corners.findtext(tag), tag) for tag in ("xmin", "ymin", "xmax", "ymax")
     )
@@ -142,7 +150,7 @@ def _parse_number(text: str | None, tag: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{tag} {text!r} is not a number")
+        raise LabelError(f"{tag} {text!r} is not a number", "label-number")
     return value
 
 
@@ -153,6 +161,8 @@ def _to_boxes(
     for item in objects:
         if item.name in ignore:
             problems.ignore(item.name)
+            continue
+        if item.name not in names:  # noted already
             continue
         xmin, ymin, xmax, ymax = item.corners
         if xmax <= xmin or ymax <= ymin:  # as written: a box of a single pixel is a slip of a hand
@@ -166,17 +176,15 @@ def _to_boxes(
 def _check_classes(
     objects: Iterable[VocObject], names: Sequence[str], ignore: Sequence[str], problems: Problems
 ) -> None:
-    counts: dict[str, int] = {}
-    first: dict[str, str] = {}
+    places: dict[str, list[str]] = {}
     for item in objects:
-        counts[item.name] = counts.get(item.name, 0) + 1
-        first.setdefault(item.name, item.place)
-    unknown = sorted(set(counts) - set(names) - set(ignore))
-    if unknown:
-        found = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
-        raise DataError(
-            f"{first[unknown[0]]}: class {unknown[0]!r} is not in names; classes found: {found}"
-        )
+        places.setdefault(item.name, []).append(item.place)
+    found = ", ".join(f"{name} ({len(where)})" for name, where in sorted(places.items()))
+    for name in sorted(set(places) - set(names) - set(ignore)):
+        for place in places[name]:
+            problems.wrong(
+                f"{place}: class {name!r} is not in names; classes found: {found}", "label-class"
+            )
 
 
 def _set_folder(list_file: Path, root: Path) -> Path:
@@ -195,5 +203,5 @@ def _listed_files(list_file: Path, base: Path, problems: Problems) -> list[tuple
         if stem in images:
             found.append((images[stem], base / "Annotations" / f"{stem}.xml"))
         else:
-            problems.bad(f"{list_file}:{number}: no image {stem} in {folder}")
+            problems.bad(f"{list_file}:{number}: no image {stem} in {folder}", "image-missing")
     return found

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detector.data.images import is_image, list_images
-from detector.data.labels import Box, Problems, checked_size, make_sample, read_lines
+from detector.data.labels import (
+    Box,
+    LabelError,
+    Problems,
+    checked_size,
+    make_sample,
+    read_lines,
+)
 from detector.data.sample import Sample
 from detector.errors import DataError
 
@@ -63,15 +70,21 @@ def read_label_file(
 ) -> list[Box]:
     """Return the boxes of one label file in pixels; a missing file is a background image."""
     if not path.exists():
+        problems.no_labels(path)
         return []
     height, width = size
     boxes = []
-    for number, line in read_lines(path):
+    try:
+        lines = read_lines(path)
+    except DataError as error:
+        problems.bad(str(error), "label-file")
+        return []
+    for number, line in lines:
         place = f"{path}:{number}"
         try:
             label, (x1, y1, x2, y2) = parse_row(line, num_classes)
-        except ValueError as error:
-            problems.bad(f"{place}: {error}")
+        except LabelError as error:
+            problems.bad(f"{place}: {error}", error.check)
             continue
         boxes.append(Box((x1 * width, y1 * height, x2 * width, y2 * height), label, place))
     return boxes
@@ -81,13 +94,14 @@ def parse_row(line: str, num_classes: int) -> tuple[int, tuple[float, float, flo
     """Return the label and the box (xyxy, fractions of the image) of a box or polygon row.
 
     Raises:
-        ValueError: wrong number of columns, not a number, or out of range; without the place.
+        LabelError: wrong number of columns, not a number, or out of range; without the place.
     """
     words = line.split()
     is_polygon = len(words) >= 7 and len(words) % 2 == 1
     if len(words) != 5 and not is_polygon:
-        raise ValueError(
-            f"{len(words)} columns; a row is `class xc yc w h`, or `class x1 y1 x2 y2 x3 y3 ...`"
+        raise LabelError(
+            f"{len(words)} columns; a row is `class xc yc w h`, or `class x1 y1 x2 y2 x3 y3 ...`",
+            "label-columns",
         )
     label = _parse_class(words[0], num_classes)
     values = [_parse_fraction(word) for word in words[1:]]
@@ -101,14 +115,18 @@ def parse_row(line: str, num_classes: int) -> tuple[int, tuple[float, float, flo
 def _parse_class(word: str, num_classes: int) -> int:
     value = _parse_number(word)
     if value != int(value) or not 0 <= value < num_classes:
-        raise ValueError(f"class {word} must be a whole number from 0 to {num_classes - 1}")
+        raise LabelError(
+            f"class {word} must be a whole number from 0 to {num_classes - 1}", "label-class"
+        )
     return int(value)
 
 
 def _parse_fraction(word: str) -> float:
     value = _parse_number(word)
     if not -TOLERANCE <= value <= 1 + TOLERANCE:
-        raise ValueError(f"coordinate {word} must be from 0 to 1 (a fraction of the image)")
+        raise LabelError(
+            f"coordinate {word} must be from 0 to 1 (a fraction of the image)", "label-range"
+        )
     return min(max(value, 0.0), 1.0)
 
 
@@ -118,7 +136,7 @@ def _parse_number(word: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{word!r} is not a number")
+        raise LabelError(f"{word!r} is not a number", "label-number")
     return value
 
 
@@ -130,7 +148,7 @@ def _listed_images(source: Path, root: Path, problems: Problems) -> list[Path]:
         candidates = [base / line.replace("\\", "/") for base in bases]
         path = next((path for path in candidates if path.is_file()), None)
         if path is None:
-            problems.bad(f"{source}:{number}: image {line} does not exist")
+            problems.bad(f"{source}:{number}: image {line} does not exist", "image-missing")
         else:
             found.append(path)
     return found

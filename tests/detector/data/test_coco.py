@@ -197,3 +197,15 @@ def test_text_ids_and_names_outside_ascii_work(tmp_path: Path) -> None:
     )
     write_set(tmp_path, table)
     assert len(read(tmp_path)[0].boxes) == 1
+
+
+def test_rows_that_are_not_whole_can_be_skipped(tmp_path: Path) -> None:
+    good, bad = {"bbox": [1, 1, 9, 9]}, {"bbox": [1, 1, 9, 9], "category_id": 1.5}
+    images = [{"id": 7, "file_name": "a.png"}, {"file_name": "b.png"}, {"id": 7, "file_name": "c"}]
+    table = content(good, bad, images=images)
+    table["annotations"].append("text")
+    problems = Problems("set", skip=True)
+    (sample,) = read(write_set(tmp_path, table), problems)
+    assert sample.id == "a" and len(sample.boxes) == 1
+    assert len(problems.skipped) == 4  # an image without id, a second 7, two annotations
+    assert class_names([find_json(tmp_path, "train")]) == ("cat", "dog")

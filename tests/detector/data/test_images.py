@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from detector.data.images import image_size, list_images, read_image
+from detector.data.images import exif_turn, image_size, is_cut_off, list_images, read_image
 from detector.errors import DataError
 
 PICTURE = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)  # 20 high, 30 wide
@@ -115,3 +115,44 @@ def test_list_is_sorted_takes_any_case_and_leaves_out_hidden_files(tmp_path: Pat
         (tmp_path / name).write_bytes(b"x")
     found = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
     assert found == ["a.png", "b.JPG", "below/c.jpeg"]
+
+
+def with_exif(order: str, turn: int, tags: int = 2) -> bytes:
+    """Return a JPEG with an EXIF segment whose last tag is the orientation."""
+    mark = {"<": b"II", ">": b"MM"}[order]
+    entries = b"".join(
+        struct.pack(f"{order}HHIHH", 0x0112 if i == tags - 1 else 0x0100 + i, 3, 1, turn, 0)
+        for i in range(tags)
+    )
+    tiff = mark + struct.pack(f"{order}HIH", 42, 8, tags) + entries + struct.pack(f"{order}I", 0)
+    body = b"Exif\x00\x00" + tiff
+    plain = encoded(".jpg")
+    return plain[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + plain[2:]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("turn", [1, 3, 6, 8])
+def test_exif_orientation_is_read_in_both_byte_orders(order: str, turn: int) -> None:
+    content = with_exif(order, turn)
+    assert exif_turn(content) == turn
+    # OpenCV reads the same tag: it turns the 30 x 20 picture by a quarter for 6 and 8
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    assert image.shape[:2] == ((30, 20) if turn in (6, 8) else (20, 30))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [encoded(".jpg"), encoded(".png"), b"", with_exif("<", 99), with_exif("<", 6)[:40]],
+    ids=["plain", "png", "empty", "nonsense", "cut off"],
+)
+def test_images_without_a_known_orientation_are_upright(content: bytes) -> None:
+    assert exif_turn(content) == 1
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_file_without_its_end_is_cut_off(suffix: str) -> None:
+    content = encoded(suffix)
+    assert not is_cut_off(content)
+    assert not is_cut_off(content + b"camera data" * 50)
+    assert is_cut_off(content[:-13])
+    assert not is_cut_off(encoded(".bmp")[:-13])  # has no end marker

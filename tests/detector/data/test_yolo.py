@@ -178,3 +178,13 @@ def test_binary_label_file_is_named(tmp_path: Path) -> None:
 
 def test_negative_size_within_the_tolerance_has_no_area() -> None:
     assert parse_row("0 0.5 0.5 -0.0001 0.5", 1) == (0, (0.5, 0.25, 0.5, 0.75))
+
+
+def test_label_file_that_is_no_text_is_one_bad_label(tmp_path: Path) -> None:
+    one(tmp_path, "0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "labels" / "a.txt").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(DataError, match=r"a\.txt: not a text file"):
+        read_yolo(tmp_path, ["images"], NAMES, Problems("here"))
+    problems = Problems("here", skip=True)
+    assert read_yolo(tmp_path, ["images"], NAMES, problems)[0].boxes.shape == (0, 4)
+    assert len(problems.skipped) == 1

@@ -25,7 +25,7 @@ class BaseConv(nn.Module):
             bias=False,
         )
         self.bn = nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.03)
-        self.act = nn.SiLU(inplace=True)
+        self.act = nn.SiLU()  # not in place: the gradient would need a copy of the input
 
     def forward(self, features: Tensor) -> Tensor:
         return self.act(self.bn(self.conv(features)))

@@ -1,0 +1,399 @@
+"""What the trainer costs and how soon it is good, on a CPU, side by side with what it is held to.
+
+python -m benchmarks.train --setup            once: the peer, in an environment of its own
+python -m benchmarks.train                    all parts; DETECTOR_DATA or data/ holds BCCD
+python -m benchmarks.train --parts loop       our loop against a bare step, a few minutes
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+
+from benchmarks.alternate import Side, alternate
+from detector.config import Hyp, TrainConfig, resolve
+from detector.data.cache import ImageCache
+from detector.data.description import DataConfig, load_data, read_split
+from detector.data.loader import Batch, TrainingLoader, TrainingPictures
+from detector.families import build_family
+from detector.models import build_model
+from detector.optim import build_optimizer
+from detector.train import train, windows
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).parent / "results" / "train"
+PEER_SCRIPT = Path(__file__).parent / "train_peer.py"
+PEER_PACKAGES = ("ultralytics", "ultralytics-thop", "ultralytics-platform")
+# The packages that the peer names itself, without the OpenCV that needs a display.
+PEER_NEEDS = ("matplotlib", "nvidia-ml-py", "pillow", "polars", "psutil", "pyyaml", "requests")
+SHARED = ("torch", "torchvision", "opencv-python-headless", "numpy")  # same versions as ours
+PARTS = ("loop", "target")
+BARS = {"loop": 0.95, "two threads each": 0.4, "as it ships": 0.3}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained: the same for all parts."""
+
+    data: str = "data/bccd.yaml"
+    model: str = "yolox-nano"
+    imgsz: int = 320
+    epochs: int = 30
+    seed: int = 0
+
+
+# ---- our loop against a bare step ----------------------------------------------------------
+
+
+class BareStep:
+    """Forward, loss, backward and optimizer step, on batches that lie in memory already."""
+
+    def __init__(self, config: TrainConfig, hyp: Hyp) -> None:
+        data = load_data(config.data)
+        samples = read_split(data, "train")
+        self.count = len(samples)
+        pictures = TrainingPictures(
+            samples, ImageCache(samples, config.imgsz), config.imgsz, hyp, config.seed
+        )
+        self.loader = TrainingLoader(pictures, hyp.nbs, config.batch, workers=0, pin_memory=False)
+        self.parts = -(-hyp.nbs // config.batch)  # micro-batches of a step
+        network = build_model(config.model, data.num_classes)
+        network = network.to(memory_format=torch.channels_last)
+        self.family = build_family(network, hyp)
+        self.optimizer = build_optimizer(config.optimizer, network, hyp)
+
+    def batches(self, epoch: int) -> list[Batch]:
+        """Return what the training sees in `epoch`, as the network takes it."""
+        device = torch.device("cpu")
+        return [batch.to(device) for batch in self.loader.epoch(epoch, tail=False)]
+
+    def rate(self, batches: Sequence[Batch]) -> float:
+        """Train once through `batches`; returns images per second."""
+        self.family.network.train()
+        began = time.perf_counter()
+        for window in windows(batches, self.parts):
+            for batch in window:
+                sums, count = self.family.losses(batch.images, batch.targets)
+                (sums["total"] / count.clamp(min=1)).backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        images = sum(len(batch.images) for batch in batches)
+        return images / (time.perf_counter() - began)
+
+
+def measure_loop(setting: Setting, epochs: int, threads: int, folder: Path) -> dict[str, Any]:
+    """Train `epochs` epochs; before and after each one, run the same batches through a bare step.
+
+    A ratio is one epoch's images/s over the mean of the two bare runs around it.
+    """
+    torch.set_num_threads(threads)
+    values = asdict(setting) | {"epochs": epochs, "device": "cpu", "no_aug_epochs": 0}
+    config, hyp = resolve(values)
+    bare = BareStep(config, hyp)
+    bare.rate(bare.batches(0))  # the first steps of a process are slow
+    around = [bare.rate(bare.batches(1))]
+    rows: list[dict[str, float]] = []
+
+    def report(epoch: int, metrics: dict[str, float]) -> bool:
+        around.append(bare.rate(bare.batches(epoch)))
+        mean = (around[-2] + around[-1]) / 2
+        own = metrics["images_per_second"]
+        whole = bare.count / metrics["seconds"]  # evaluation included
+        row = {"epoch": epoch, "train": own, "with_evaluation": whole, "bare": mean}
+        rows.append(row | {"ratio": own / mean})
+        print(f"loop: epoch {epoch}: {own:.1f} of {mean:.1f} images/s", file=sys.stderr, flush=True)
+        return False
+
+    train(config, hyp, folder, report=report)
+    ratios = [row["ratio"] for row in rows]
+    return {"threads": threads, "epochs": rows, "ratio": statistics.median(ratios)}
+
+
+# ---- time to a target, against the peer ----------------------------------------------------
+
+
+def time_to_target(
+    setting: Setting, target: float, peer: Path, stretch: float, folder: Path
+) -> dict[str, Any]:
+    """Run our training and the peer's, alternately, until each reaches `target` or its end.
+
+    Both are run with two threads, and with the threads that they choose themselves; on two
+    cores our own choice is two, so that run stands for both.
+    """
+    data = load_data(setting.data)
+    peer_data = write_yolo_copy(data, folder / "data")
+    sides = [our_side("ours", setting, target, 2, folder)]
+    if os.cpu_count() != 2:
+        sides.append(our_side("ours as it ships", setting, target, 0, folder))
+    for name, threads in (("peer", 2), ("peer as it ships", 0)):
+        sides.append(peer_side(name, setting, target, threads, peer, peer_data, folder))
+    alternate(sides, stretch)
+    times = {side.name: side.reached or side.seconds for side in sides}
+    own = times.get("ours as it ships", times["ours"])
+    return {
+        "target": target,
+        "sides": [side_record(side) for side in sides],
+        "ratios": {
+            "two threads each": times["ours"] / times["peer"],
+            "as it ships": own / times["peer as it ships"],
+        },
+    }
+
+
+def side_record(side: Side) -> dict[str, Any]:
+    """Return what is written about a side."""
+    threads = side.folder / "threads"
+    return {
+        "name": side.name,
+        "command": [Path(side.command[0]).name, *side.command[1:]],
+        "ended": side.ended,
+        "reached": side.reached,
+        "seconds": side.seconds,
+        "threads": int(threads.read_text()) if threads.is_file() else None,
+        "epochs": [{"seconds": when, "mAP50-95": metric} for when, metric in side.rows],
+    }
+
+
+def environment(threads: int, **more: str) -> dict[str, str]:
+    """Return this process's environment with so many threads; 0 leaves the choice to torch."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    return kept | ({"OMP_NUM_THREADS": str(threads)} if threads else {}) | more
+
+
+def our_side(name: str, setting: Setting, target: float, threads: int, folder: Path) -> Side:
+    """Return our training as it ships, in an empty folder: its image cache is made anew."""
+    place = folder / name.replace(" ", "-")
+    options = asdict(setting) | {"data": str(Path(setting.data).resolve()), "device": "cpu"}
+    command = [sys.executable, "-m", "detector.train", "--project", str(place), "--name", "run"]
+    for key, value in options.items():
+        command += [f"--{key}", str(value)]
+    known = environment(threads, PYTHONPATH=str(ROOT))
+    return Side(name, command, place, place / "run" / "results.csv", "mAP50-95", target, known)
+
+
+def peer_side(
+    name: str,
+    setting: Setting,
+    target: float,
+    threads: int,
+    peer: Path,
+    data: Path,
+    folder: Path,
+) -> Side:
+    """Return the peer's training with its own defaults."""
+    place = folder / name.replace(" ", "-")
+    options = {"epochs": setting.epochs, "imgsz": setting.imgsz, "seed": setting.seed}
+    options |= {"data": data, "project": place, "threads": threads}
+    command = [str(peer / "bin" / "python"), str(PEER_SCRIPT)]
+    for key, value in options.items():
+        command += [f"--{key}", str(value)]
+    known = environment(threads, YOLO_CONFIG_DIR=str(folder))
+    table = place / "run" / "results.csv"
+    return Side(name, command, place, table, "metrics/mAP50-95(B)", target, known)
+
+
+def write_yolo_copy(data: DataConfig, folder: Path) -> Path:
+    """Write images, labels and description for the peer; returns the description's path."""
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+        for sample in read_split(data, split):
+            shutil.copy(sample.path, folder / "images" / split / sample.path.name)
+            height, width = sample.size
+            boxes = sample.boxes[~sample.crowd] / (width, height, width, height)
+            centre, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+            rows = zip(sample.labels[~sample.crowd], centre, sides, strict=True)
+            lines = [f"{label} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for label, (x, y), (w, h) in rows]
+            text = folder / "labels" / split / f"{sample.path.stem}.txt"
+            text.write_text("".join(lines), encoding="utf-8")
+    content = {"path": str(folder.resolve()), "train": "images/train", "val": "images/val"}
+    content["names"] = list(data.names)
+    path = folder / "data.yaml"
+    path.write_text(json.dumps(content), encoding="utf-8")  # JSON is yaml
+    return path
+
+
+def set_up_peer(folder: Path) -> None:
+    """Make an environment with the peer and the versions of torch and OpenCV that we run on."""
+    from importlib.metadata import version
+
+    python = folder / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    install = [str(python), "-m", "pip", "install", "--quiet"]
+    shared = [f"{name}=={version(name)}" for name in SHARED]
+    subprocess.run([*install, *shared, *PEER_NEEDS], check=True)
+    subprocess.run([*install, "--no-deps", *PEER_PACKAGES], check=True)
+    subprocess.run([str(python), "-m", "compileall", "-q", str(folder / "lib")], check=False)
+
+
+# ---- results -------------------------------------------------------------------------------
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "opencv": cv2.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def peer_versions(peer: Path) -> dict[str, Any]:
+    """Return the peer's versions. Raises: SystemExit when it is not there."""
+    python = peer / "bin" / "python"
+    if not python.is_file():
+        raise SystemExit(f"--peer {peer}: no environment there; make it with --setup")
+    answer = subprocess.run(
+        [str(python), str(PEER_SCRIPT), "--versions"], check=True, capture_output=True, text=True
+    )
+    found: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
+    return found
+
+
+def report(record: Mapping[str, Any]) -> str:
+    """Return the record as markdown."""
+    place = record["machine"]
+    lines = [
+        "# Training on a CPU",
+        "",
+        f"`python -m benchmarks.train`, {record['date']}. {place['cpu']}, {place['cores']} cores, "
+        f"torch {place['torch']}; load average {place['load'][0]:.1f} at the start, "
+        f"{record['load_after'][0]:.1f} at the end.",
+        "Setting: " + ", ".join(f"{key} {value}" for key, value in record["setting"].items()) + ".",
+        "",
+    ]
+    if "loop" in record:
+        lines += _loop_lines(record["loop"])
+    if "target" in record:
+        lines += _target_lines(record["target"], record["peer"])
+    return "\n".join(lines)
+
+
+def _loop_lines(loop: Mapping[str, Any]) -> list[str]:
+    ratios = [row["ratio"] for row in loop["epochs"]]
+    return [
+        f"## Our loop against a bare step: {loop['ratio']:.3f} (bar: at least {BARS['loop']})",
+        "",
+        f"Images/s of `train()` over those of forward, loss, backward and step on the same batches "
+        f"in memory, which run before and after each epoch; {loop['threads']} thread(s). Median of "
+        f"{len(ratios)} epochs, {min(ratios):.3f} to {max(ratios):.3f}.",
+        "",
+        "| epoch | train | train with evaluation | bare | ratio |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {row['epoch']} | {row['train']:.1f} | {row['with_evaluation']:.1f} "
+            f"| {row['bare']:.1f} | {row['ratio']:.3f} |"
+            for row in loop["epochs"]
+        ),
+        "",
+    ]
+
+
+def _target_lines(found: Mapping[str, Any], peer: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"## Seconds to mAP50-95 of {found['target']}",
+        "",
+        f"From the start of the process, evaluations included. Peer: yolov8n from scratch, "
+        f"ultralytics {peer['ultralytics']}, torch {peer['torch']}, its own defaults. One runs at "
+        "a time, a few seconds each in turn; its clock counts only these.",
+        "",
+        "| side | threads | seconds | epochs | best mAP50-95 |",
+        "|---|---|---|---|---|",
+    ]
+    for side in found["sides"]:
+        missed = "" if side["reached"] else " (not reached: the whole run)"
+        best = max((row["mAP50-95"] for row in side["epochs"]), default=0.0)
+        lines.append(
+            f"| {side['name']} | {side['threads'] or 'its own'} | {side['seconds']:.0f}{missed} "
+            f"| {len(side['epochs'])} | {best:.3f} |"
+        )
+    lines.append("")
+    for name, ratio in found["ratios"].items():
+        lines.append(f"- {name}: **{ratio:.2f}** (bar: at most {BARS[name]})")
+    return [*lines, ""]
+
+
+# ---- command -------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    known = argparse.ArgumentParser(
+        "python -m benchmarks.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    known.add_argument("--setup", action="store_true", help="make the peer's environment, and end")
+    known.add_argument("--peer", type=Path, default=Path("runs/peers/ultralytics"))
+    known.add_argument("--parts", default=",".join(PARTS), help="loop, target or both (default)")
+    for name, value in asdict(Setting()).items():
+        known.add_argument(f"--{name}", type=type(value), default=value)
+    known.add_argument("--target", type=float, default=0.35, help="mAP50-95 to reach")
+    known.add_argument("--threads", type=int, default=2, help="of the loop part")
+    known.add_argument("--loop-epochs", type=int, default=5, help="epochs of the loop part")
+    known.add_argument("--stretch", type=float, default=5.0, help="seconds until the next one runs")
+    known.add_argument("--work", type=Path, default=Path("runs/benchmarks/train"))
+    known.add_argument("--results", type=Path, default=RESULTS)
+    return known
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure the chosen parts and write `results.json` and `results.md`."""
+    given = parser().parse_args(argv)
+    if given.setup:
+        set_up_peer(given.peer)
+        return 0
+    parts = given.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        print(f"--parts {unknown.pop()}: allowed are {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    setting = Setting(**{name: getattr(given, name) for name in asdict(Setting())})
+    record: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "setting": asdict(setting)}
+    record["machine"] = machine()
+    shutil.rmtree(given.work, ignore_errors=True)
+    work = given.work.resolve()
+    if "target" in parts:
+        record["peer"] = peer_versions(given.peer)
+    if "loop" in parts:
+        record["loop"] = measure_loop(setting, given.loop_epochs, given.threads, work / "loop")
+    if "target" in parts:
+        record["target"] = time_to_target(
+            setting, given.target, given.peer.resolve(), given.stretch, work
+        )
+    record["load_after"] = os.getloadavg()
+    given.results.mkdir(parents=True, exist_ok=True)
+    text = report(record)
+    name = "-".join(parts)
+    (given.results / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (given.results / f"{name}.md").write_text(text)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

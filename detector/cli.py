@@ -14,6 +14,7 @@ from typing import Any
 
 from detector.distributed import is_first, rank
 from detector.errors import ConfigError, UserError
+from detector.memory import keep_freed_memory
 
 log = logging.getLogger("detector")
 
@@ -37,6 +38,7 @@ def run_command(
         options = parser.parse_args(argv)
     except SystemExit as stop:  # argparse: 0 for --help, 2 for wrong usage
         return int(stop.code or 0)
+    keep_freed_memory()
     handler = _log_to_stderr(options.verbose)
     try:
         answer = body(options)

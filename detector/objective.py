@@ -19,6 +19,7 @@ from detector.config import ORDERED_PAIRS, TRAIN_NAMES, TrainConfig, resolve
 from detector.cost import gflops, latency_ms, parameters
 from detector.data.description import digest, load_data, read_split
 from detector.distributed import choose_device
+from detector.memory import keep_freed_memory
 from detector.metrics import METRIC_NAMES, fitness
 from detector.models import build_model
 from detector.train import train
@@ -49,6 +50,7 @@ def evaluate(params: Mapping[str, Any], context: Context) -> dict[str, float]:
     """
     torch.set_num_threads(context.threads)
     cv2.setNumThreads(context.threads)
+    keep_freed_memory()
     own = {"seed": context.seed, "device": context.devices[0]}
     config, hyp = resolve({**params, **own})
     result = train(config, hyp, context.directory, report=context.report, resume=True)

@@ -12,9 +12,10 @@ Schema of a checkpoint (a dict of tensors and plain Python values):
     metrics      of `weights` on the validation split
     epoch        epochs done
     versions     torch, python
-    state        only in last.pt: raw weights, optimizer, scaler, best, history, ...
+    state        only in last.pt and previous.pt: raw weights, optimizer, scaler, best, history, ...
 """
 
+import logging
 import os
 import platform
 from dataclasses import dataclass
@@ -27,7 +28,10 @@ from torch import nn
 from detector.errors import CheckpointError
 from detector.models import build_model
 
+log = logging.getLogger("detector")
+
 FORMAT = "evolve-detector/1"
+LAST, PREVIOUS = "last.pt", "previous.pt"  # the newest training state, and the one before it
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +54,48 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def save_state(path: Path, content: dict[str, Any]) -> None:
+    """Write last.pt as `save_checkpoint` does, and keep the one before it as previous.pt."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        torch.save(content, partial)
+        if path.is_file():
+            path.replace(path.with_name(PREVIOUS))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def newest_state(weights: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest whole training state in a run's `weights` folder, None if there is none.
+
+    A torn last.pt is named in a warning, and previous.pt is taken. Other files, whatever their
+    names, are not looked at.
+
+    Raises: `CheckpointError` when files are there and none of them is whole.
+    """
+    torn: list[CheckpointError] = []
+    for path in (weights / LAST, weights / PREVIOUS):
+        if not path.is_file():
+            continue
+        try:
+            content = read_checkpoint(path)
+            if "state" not in content:
+                raise CheckpointError(
+                    f"{path}: holds no training state; only last.pt of a run does"
+                )
+        except CheckpointError as error:
+            torn.append(error)
+            continue
+        if torn:
+            log.warning("%s; going on from %s instead", torn[0], path)
+        return path, content
+    if torn:
+        raise torn[0]
+    return None
 
 
 def model_content(

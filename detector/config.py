@@ -14,8 +14,11 @@ from typing import Any
 
 import yaml
 
+from detector.duration import seconds_of
 from detector.errors import ConfigError, did_you_mean
+from detector.yamlfile import read_mapping
 
+AUTO = -1  # batch: the largest that fits
 OPTIMIZERS = ("SGD", "AdamW")
 SCHEDULES = ("cosine", "multistep", "constant")
 
@@ -161,13 +164,22 @@ class TrainConfig:
     weights: str = option("", "start from these weights (.pt, .pth); empty: from scratch")
     imgsz: int = option(416, "side of the square network input, pixels, a multiple of 32", 64)
     epochs: int = option(30, "passes over the training images", 1)
-    batch: int = option(16, "most images in one forward pass (memory); nbs is the step's size", 1)
+    batch: int = option(
+        16, "most images in one forward pass (memory), or auto; nbs is the step's size", AUTO
+    )
     optimizer: str = option("AdamW", "optimizer", choices=OPTIMIZERS)
     schedule: str = option("cosine", "learning-rate schedule", choices=SCHEDULES)
     amp: bool = option(True, "mixed precision where the device has it")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, ...")
     workers: int = option(-1, "processes that load images; -1: by device", -1)
     val_every: int = option(1, "evaluate every n epochs and at the last one", 1)
+    validate: bool = option(True, "false: never evaluate; the last weights are the best then")
+    val_loss: bool = option(
+        False, "also compute the loss of the validation images, with equal gains"
+    )
+    patience: int = option(0, "stop after n epochs without a better fitness; 0: never", 0)
+    time: str = option("", "time budget such as 2h or 90m: epochs are planned to fit")
+    compile: bool = option(False, "torch.compile the network, where that works")
     seed: int = option(0, "seed of initial weights, order and augmentation", 0)
     fitness: Mapping[str, float] = field(
         default_factory=lambda: {"mAP50-95": 0.5, "F1": 0.5},
@@ -176,6 +188,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_fields(self, "setting")
+        if self.batch == 0:
+            raise ConfigError("setting batch=0 is out of range; allowed: 1 or more, or auto")
+        seconds_of(self.time)
         if self.imgsz % 32:
             nearest = max(32, round(self.imgsz / 32) * 32)
             raise ConfigError(
@@ -204,7 +219,7 @@ def read_hyp_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises: `ConfigError` naming file and key for a missing file, wrong yaml, an unknown name, a
     value of the wrong type or out of range.
     """
-    values = _read_mapping(Path(path))
+    values = read_mapping(Path(path))
     train = values.pop("train", None) or {}
     if not isinstance(train, dict):
         raise ConfigError(f"{path}: train must be a mapping of settings, not {train!r}")
@@ -275,19 +290,6 @@ def dump(config: TrainConfig, hyp: Hyp, header: str = "") -> str:
     return comment + yaml.safe_dump(values, sort_keys=False)
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first_line = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not valid yaml: {first_line}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected `name: value` lines, got {type(values).__name__}")
-    return values
-
-
 def _converted(owner: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _convert(owner, name, value) for name, value in values.items()}
 
@@ -301,7 +303,7 @@ def _convert(owner: type, name: str, value: Any) -> Any:
         if not isinstance(value, bool):
             raise ConfigError(f"{name}={value!r} must be true or false")
     elif kind in (int, float):
-        value = _number(name, value, kind)
+        value = AUTO if name == "batch" and value == "auto" else _number(name, value, kind)
     elif kind is str:
         value = "" if value is None else str(value)
     elif name == "fitness":

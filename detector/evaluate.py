@@ -134,7 +134,7 @@ def find_objects(
     """
     starts = range(0, len(samples), settings.batch)[rank() :: world_size()]
     shares: list[tuple[int, list[Prediction]]] = []
-    batches = _batches(images, len(samples), settings.imgsz, settings.batch, starts)
+    batches = letterboxed_batches(images, len(samples), settings.imgsz, settings.batch, starts)
     for start, pictures in zip(starts, batches, strict=True):
         inputs = pictures.to(device).float()
         detections = detector.detect(inputs, settings.conf, settings.iou, settings.max_det)
@@ -159,7 +159,7 @@ def in_image_pixels(detections: Detections, size: tuple[int, int], imgsz: int) -
     return Prediction(boxes, detections.scores.cpu().numpy(), detections.labels.cpu().numpy())
 
 
-def _batches(
+def letterboxed_batches(
     images: Images, count: int, imgsz: int, batch: int, starts: Iterable[int]
 ) -> Iterator[Tensor]:
     """Yield letterboxed batches (B, 3, imgsz, imgsz) uint8, loaded a little ahead by threads."""

@@ -6,10 +6,12 @@ import json
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from detector.config import Hyp, TrainConfig, dump
+from detector.device_memory import peak_memory
 from detector.metrics import METRIC_NAMES
 from detector.result import Result
 
@@ -51,6 +53,12 @@ def headline(config: TrainConfig, hyp: Hyp, network: nn.Module) -> str:
     )
 
 
+def progress_text(parts: dict[str, Tensor], rate: float, device: torch.device) -> str:
+    """Return what stands behind the progress bar; reading the loss waits for the device."""
+    losses = " ".join(f"{name} {float(value):.3g}" for name, value in parts.items())
+    return f"{losses} lr {rate:.2g} {peak_memory(device) / 1e9:.1f} GB"
+
+
 def epoch_line(row: Row, epochs: int, done: list[Row]) -> str:
     """Return losses, learning rate, metrics, speed and time left; `done` are this run's epochs."""
     losses = " ".join(
@@ -63,5 +71,24 @@ def epoch_line(row: Row, epochs: int, done: list[Row]) -> str:
     left = sum(item["seconds"] for item in done) / len(done) * (epochs - row["epoch"])
     return (
         f"epoch {row['epoch']}/{epochs}  {losses}  lr {row['lr']:.2g}  {scores}  "
-        f"{row['images_per_second']:.0f} img/s  ETA {timedelta(seconds=round(left))}"
+        f"{row['images_per_second']:.0f} img/s  {row['memory'] / 1e9:.1f} GB  "
+        f"ETA {timedelta(seconds=round(left))}"
     )
+
+
+def summary_lines(result: Result) -> list[str]:
+    """Return what a training ends with: last and best epoch, how it ended, where its files are."""
+    lines = []
+    if result.metrics:
+        lines.append("last epoch: " + _scores(result.metrics))
+        best = {name: value for name, value in result.best.items() if name != "epoch"}
+        lines.append(f"best epoch {result.best['epoch']}: {_scores(best)}")
+    minutes = timedelta(seconds=round(result.seconds))
+    lines.append(
+        f"{result.ended}: {result.epochs} epochs in {minutes}; files in {result.directory}"
+    )
+    return lines
+
+
+def _scores(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())

@@ -8,11 +8,11 @@ from pathlib import Path
 class Result:
     """The outcome of `train`; `metrics` and `fitness` are the last epoch's averaged weights'."""
 
-    fitness: float
+    fitness: float | None  # None: nothing was evaluated
     metrics: dict[str, float]
     best: dict[str, float]  # metrics of best.pt, with its epoch (from 1)
     best_checkpoint: Path
     directory: Path
     epochs: int  # done, earlier runs that were resumed included
     seconds: float  # of this run
-    ended: str  # "finished" or "stopped" (by the caller's report)
+    ended: str  # finished, stopped (by the caller), early stop (patience), interrupted (resumable)

@@ -88,7 +88,7 @@ class EpochOrder(Sampler[list[Item]]):
     ) -> None:
         self.count, self.nbs, self.batch, self.seed = count, nbs, batch, seed
         self.rank, self.ranks = rank, ranks
-        self.epoch, self.tail = 0, False
+        self.epoch, self.tail, self.skipped = 0, False, 0
         self.size: Size = (0, 0)
         self.shapes: Sequence[Size] | None = None
         self.weights: np.ndarray | None = None  # (n,), sum 1
@@ -104,7 +104,7 @@ class EpochOrder(Sampler[list[Item]]):
 
     def __iter__(self) -> Iterator[list[Item]]:
         order = self._drawn()
-        for start in range(0, self.count, self.nbs):
+        for start in range(self.skipped * self.nbs, self.count, self.nbs):
             chosen = order[start : start + self.nbs]
             size = self._size(chosen)
             own = chosen[self.rank :: self.ranks]
@@ -168,9 +168,9 @@ class TrainingLoader:
     def __len__(self) -> int:
         return len(self.order)
 
-    def epoch(self, epoch: int, tail: bool) -> Iterator[Batch]:
-        """Yield the batches of `epoch`."""
-        self.order.epoch, self.order.tail = epoch, tail
+    def epoch(self, epoch: int, tail: bool, skipped: int = 0) -> Iterator[Batch]:
+        """Yield the batches of `epoch`, without those of its first `skipped` optimizer steps."""
+        self.order.epoch, self.order.tail, self.order.skipped = epoch, tail, skipped
         yield from self.loader
 
 

@@ -1,0 +1,177 @@
+"""The command `python -m detector.train`: options in, a run's folder and a summary out."""
+
+import argparse
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detector.callbacks import Callbacks
+from detector.checkpoint import newest_state
+from detector.cli import add_common, new_directory, run_command
+from detector.config import AUTO, TRAIN_NAMES, Hyp, TrainConfig, parse_assignments, resolve
+from detector.data.description import short_name
+from detector.distributed import choose_device
+from detector.errors import CheckpointError, ConfigError
+from detector.interrupt import StopOnSignal
+from detector.device_memory import occupy
+from detector.performance import Stopwatch, final_lines, images_per_second, write_log
+from detector.pictures import draw_found
+from detector.plots import plot_training
+from detector.record import summary_lines
+from detector.result import Result
+from detector.tensorboard import TensorBoardTracker, Trackers
+from detector.tracking import Tracker, open_tracker
+from detector.train import train
+
+log = logging.getLogger("detector")
+
+EXAMPLES = """examples:
+  python -m detector.train --data data/bccd.yaml --model yolox-nano --imgsz 320 --epochs 30
+  python -m detector.train --hyp hyp/best.yaml                 repeat the winner of a study
+  python -m detector.train --data my.yaml --weights yolox_s.pth --model yolox-s --set lr0=0.001
+  python -m detector.train --data my.yaml --model yolox-s --time 2h --batch auto --patience 20
+  python -m detector.train --resume runs/train/bccd            go on after an interruption
+  python -m detector.train --data data/shapes.yaml --performance       images/s only
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        "python -m detector.train",
+        description="Train a detector.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--hyp", metavar="FILE", help="hyperparameters (yaml), e.g. hyp/best.yaml")
+    for item in dataclasses.fields(TrainConfig):
+        if item.name != "fitness":
+            _add_setting(parser, item)
+    parser.add_argument("--name", help="name of the run's folder under --project")
+    parser.add_argument("--project", default="runs/train", help="folder of all runs")
+    parser.add_argument(
+        "--resume", metavar="RUN", help="folder of an interrupted run to go on with"
+    )
+    parser.add_argument(
+        "--mlflow", metavar="URI", help="log to this MLflow tracking server or file"
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files")
+    parser.add_argument(
+        "--performance", action="store_true", help="only time some steps: images/s, no evaluation"
+    )
+    parser.add_argument(
+        "--occupy", action="store_true", help="reserve 90 %% of the GPU's memory beforehand"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any hyperparameter or setting",
+    )
+    add_common(parser)
+    return run_command(_train_command, parser, argv)
+
+
+def _add_setting(parser: argparse.ArgumentParser, item: dataclasses.Field) -> None:
+    """Add the option of a field of TrainConfig; `--no-x` for what is on by default."""
+    option, text = item.name.replace("_", "-"), item.metadata["help"]
+    if item.type is bool:
+        name = f"--no-{option}" if item.default else f"--{option}"
+        text = f"turn off: {text}" if item.default else text
+        value = not item.default
+        parser.add_argument(name, dest=item.name, action="store_const", const=value, help=text)
+    else:
+        shown = "auto" if item.default == AUTO else item.default
+        default = f" (default {shown})" if shown != "" else ""
+        parser.add_argument(f"--{option}", help=text + default)
+
+
+def _train_command(options: argparse.Namespace) -> dict[str, Any]:
+    config, hyp, directory = _settings(options)
+    device = choose_device(config.device)
+    if options.occupy:
+        occupy(device)
+    tracker: Tracker = open_tracker(options.mlflow, None, directory.name)
+    if options.tensorboard:
+        tracker = Trackers([tracker, TensorBoardTracker()])
+    watch = Stopwatch(device)
+    try:
+        with StopOnSignal() as stop:
+
+            def on_step(step: int, parts: Mapping[str, torch.Tensor]) -> bool:
+                return stop.asked or (options.performance and watch.on_step(step, parts))
+
+            result = train(
+                config,
+                hyp,
+                directory,
+                tracker=tracker,
+                callbacks=Callbacks(on_step=on_step),
+                resume=bool(options.resume),
+            )
+        if stop.asked and result.ended == "interrupted":
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        tracker.finish("KILLED", [])
+        if (directory / "weights" / "last.pt").is_file():
+            log.info("interrupted; go on with: python -m detector.train --resume %s", directory)
+        raise
+    except BaseException:
+        tracker.finish("FAILED", [])
+        if not any(directory.iterdir()):  # nothing was begun: the name stays free
+            directory.rmdir()
+        raise
+    if options.performance:
+        return _timed(config, hyp, watch, result, tracker, options.json)
+    plot_training(directory / "results.csv", directory / "results.png")
+    if config.validate:
+        draw_found(result.best_checkpoint, config, directory / "val_batch0.jpg")
+    tracker.finish("FINISHED", [directory / "results.png", directory / "hyp.yaml"])
+    for line in summary_lines(result):
+        log.info(line)
+    return dataclasses.asdict(result)
+
+
+def _settings(options: argparse.Namespace) -> tuple[TrainConfig, Hyp, Path]:
+    """Return what the options and their files say, and the folder of the run."""
+    values = {
+        name: getattr(options, name)
+        for name in TRAIN_NAMES
+        if getattr(options, name, None) is not None
+    }
+    values |= {"validate": False} if options.performance else {}
+    values |= parse_assignments(options.set)
+    if options.resume:
+        if options.hyp or options.name:
+            raise ConfigError("--resume goes on with the run's own settings: no --hyp, no --name")
+        directory = Path(options.resume)
+        if newest_state(directory / "weights") is None:
+            raise CheckpointError(f"--resume {directory}: holds no weights/last.pt to go on from")
+        return *resolve(values, directory / "hyp.yaml"), directory
+    config, hyp = resolve(values, options.hyp)
+    name = options.name or short_name(config.data)
+    return config, hyp, new_directory(Path(options.project) / name)
+
+
+def _timed(
+    config: TrainConfig,
+    hyp: Hyp,
+    watch: Stopwatch,
+    result: Result,
+    tracker: Tracker,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Report a `--performance` run: its lines, its log file, and the same as data."""
+    tracker.finish("FINISHED", [])
+    speed = images_per_second(watch, hyp)
+    path = write_log(result.directory, config, hyp, 1, watch, result)
+    if speed is None:
+        log.warning("too few steps to time: more images, more --epochs or a smaller nbs are needed")
+    if not quiet:
+        print("\n".join(final_lines(speed, result.metrics.get("mAP50-95"), result.seconds)))
+    return {"images_per_second": speed, "steps": watch.steps_timed, "log": str(path)}

@@ -1,0 +1,57 @@
+"""The loss of the validation images, with gains that are equal for every training of a family.
+
+A trial that searches its loss gains cannot be compared by its own loss, and mAP says nothing in
+the first epochs from scratch; this can be compared from the first epoch on.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from detector.augment import Images
+from detector.config import Hyp, TrainConfig
+from detector.data.cache import scaled_size
+from detector.data.sample import Sample
+from detector.evaluate import letterboxed_batches
+from detector.families import build_family
+
+
+@torch.no_grad()
+def reference_losses(
+    network: nn.Module,
+    samples: Sequence[Sample],
+    images: Images,
+    config: TrainConfig,
+    device: torch.device,
+    batch: int = 16,
+) -> dict[str, float]:
+    """Return `val/<part>` for each part and `val/total`, per positive, by the shipped gains.
+
+    `network` is in eval mode; `images[i]` is of `samples[i]`, scaled to config.imgsz or larger.
+    """
+    family = build_family(network, Hyp.for_model(config.model))
+    sums: dict[str, float] = {}
+    count = 0.0
+    starts = range(0, len(samples), batch)
+    batches = letterboxed_batches(images, len(samples), config.imgsz, batch, starts)
+    for start, pictures in zip(starts, batches, strict=True):
+        chosen = samples[start : start + batch]
+        targets = [_target(sample, config.imgsz, device) for sample in chosen]
+        parts, positives = family.losses(pictures.to(device).float(), targets)
+        count += float(positives)
+        for name, value in parts.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    return {f"val/{name}": value / max(count, 1.0) for name, value in sums.items()}
+
+
+def _target(sample: Sample, imgsz: int, device: torch.device) -> dict[str, torch.Tensor]:
+    height, width = scaled_size(sample.size, imgsz)
+    scale = np.tile([width / sample.size[1], height / sample.size[0]], 2)
+    trained = ~sample.crowd
+    boxes = (sample.boxes[trained] * scale).astype(np.float32)
+    return {
+        "boxes": torch.from_numpy(boxes).to(device),
+        "labels": torch.from_numpy(sample.labels[trained]).to(device),
+    }

@@ -190,6 +190,8 @@ class TrainConfig:
         _check_fields(self, "setting")
         if self.batch == 0:
             raise ConfigError("setting batch=0 is out of range; allowed: 1 or more, or auto")
+        if self.patience and not self.validate:
+            raise ConfigError(f"patience={self.patience} needs evaluations: validate is false")
         seconds_of(self.time)
         if self.imgsz % 32:
             nearest = max(32, round(self.imgsz / 32) * 32)

@@ -20,6 +20,7 @@ from detector.cost import gflops, latency_ms, parameters
 from detector.data.description import digest, load_data, read_split
 from detector.distributed import choose_device
 from detector.memory import keep_freed_memory
+from detector.errors import ConfigError
 from detector.metrics import METRIC_NAMES, fitness
 from detector.models import build_model
 from detector.train import train
@@ -53,6 +54,8 @@ def evaluate(params: Mapping[str, Any], context: Context) -> dict[str, float]:
     keep_freed_memory()
     own = {"seed": context.seed, "device": context.devices[0]}
     config, hyp = resolve({**params, **own})
+    if not config.validate:
+        raise ConfigError("validate=False leaves a search without a fitness")
     result = train(config, hyp, context.directory, report=context.report, resume=True)
     return {**result.metrics, **_costs(result.best_checkpoint, config, context)}
 

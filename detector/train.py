@@ -180,7 +180,7 @@ def train(
                     scaler.scale(parts["total"]).backward()
                     add_to(sums, parts | {"positives": positives})
             except torch.OutOfMemoryError as error:
-                raise OutOfMemory(config.imgsz, config.batch) from error
+                raise OutOfMemory(config.imgsz, min(config.batch, hyp.nbs)) from error
             scaler.unscale_(optimizer)
             # One division for the whole window: k micro-batches give the gradient of one batch.
             positives = sums.pop("positives").clamp(min=1)

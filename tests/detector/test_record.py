@@ -5,7 +5,14 @@ from detector.record import epoch_line, write_results
 
 
 def row(epoch: int, **more: float) -> dict[str, float]:
-    return {"epoch": epoch, "train/box": 1.5, "lr": 0.01, "images_per_second": 20.4, **more}
+    return {
+        "epoch": epoch,
+        "train/box": 1.5,
+        "lr": 0.01,
+        "images_per_second": 20.4,
+        "memory": 2.5e9,
+        **more,
+    }
 
 
 def test_what_an_epoch_did_not_measure_is_blank(tmp_path: Path) -> None:  # B-17
@@ -20,4 +27,6 @@ def test_the_line_of_an_epoch_tells_losses_metrics_speed_and_time_left() -> None
     done = [row(1, seconds=10.0), row(2, seconds=20.0)]
     # 15 seconds an epoch, 6000 are left: 90000 s = 1 day and 1 hour
     line = epoch_line({**done[-1], "fitness": 0.5}, 6002, done)
-    assert line == ("epoch 2/6002  box 1.500  lr 0.01  fitness 0.500  20 img/s  ETA 1 day, 1:00:00")
+    assert line == (
+        "epoch 2/6002  box 1.500  lr 0.01  fitness 0.500  20 img/s  2.5 GB  ETA 1 day, 1:00:00"
+    )

@@ -19,8 +19,8 @@ from detector.config import ORDERED_PAIRS, TRAIN_NAMES, TrainConfig, resolve
 from detector.cost import gflops, latency_ms, parameters
 from detector.data.description import digest, load_data, read_split
 from detector.distributed import choose_device
-from detector.memory import keep_freed_memory
 from detector.errors import ConfigError
+from detector.memory import keep_freed_memory
 from detector.metrics import METRIC_NAMES, fitness
 from detector.models import build_model
 from detector.train import train

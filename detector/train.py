@@ -23,12 +23,12 @@ from detector.data.cache import ImageCache
 from detector.data.description import load_data, read_split, single_class
 from detector.data.loader import TrainingLoader, TrainingPictures
 from detector.data.wrappers import chosen_samples, image_weights
+from detector.device_memory import OutOfMemory, automatic_batch, peak_memory, rehearse, release
 from detector.distributed import amp_dtype, choose_device
 from detector.duration import planned_epochs, seconds_of
 from detector.errors import TrainingDiverged
 from detector.evaluate import evaluate_family
 from detector.families import build_family
-from detector.device_memory import OutOfMemory, automatic_batch, peak_memory, rehearse, release
 from detector.metrics import METRIC_NAMES, fitness
 from detector.models import build_model
 from detector.optim import Schedule, WeightAverage, build_optimizer, set_step

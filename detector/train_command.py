@@ -14,10 +14,10 @@ from detector.checkpoint import newest_state
 from detector.cli import add_common, new_directory, run_command
 from detector.config import AUTO, TRAIN_NAMES, Hyp, TrainConfig, parse_assignments, resolve
 from detector.data.description import short_name
+from detector.device_memory import occupy
 from detector.distributed import choose_device
 from detector.errors import CheckpointError, ConfigError
 from detector.interrupt import StopOnSignal
-from detector.device_memory import occupy
 from detector.performance import Stopwatch, final_lines, images_per_second, write_log
 from detector.pictures import draw_found
 from detector.plots import plot_training

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from detector.config import Hyp
-from detector.families import build_family
 from detector.device_memory import automatic_batch, largest_batch, occupy, peak_memory
+from detector.families import build_family
 from detector.models import build_model
 
 

@@ -20,8 +20,8 @@ import detector.train as module
 from detector.callbacks import Callbacks
 from detector.checkpoint import read_checkpoint
 from detector.config import Hyp, TrainConfig, resolve
-from detector.errors import CheckpointError, ConfigError, DataError
 from detector.device_memory import OutOfMemory
+from detector.errors import CheckpointError, ConfigError, DataError
 from detector.train import main, train
 
 SMALL = {"model": "yolox-pico", "imgsz": 64, "batch": 4, "device": "cpu", "nbs": 2}

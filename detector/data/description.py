@@ -17,6 +17,16 @@ import yaml
 from detector.data import coco, darknet, layout, voc, yolo
 from detector.data.cache import content_digest
 from detector.data.download import Download, fetch
+from detector.data.keys import (
+    FORMATS,
+    SHAPES_KEYS,
+    WrongKey,
+    check_keys,
+    read_entries,
+    read_ignore,
+    read_names,
+    read_skips,
+)
 from detector.data.labels import Problems, read_lines
 from detector.data.layout import SPLITS
 from detector.data.sample import Sample
@@ -25,13 +35,6 @@ from detector.data.wrappers import SINGLE_CLASS, label_map, relabel
 from detector.errors import DataError, did_you_mean
 
 log = logging.getLogger(__name__)
-
-FORMATS = ("yolo", "voc", "coco", "darknet", "shapes")
-KEYS = frozenset(
-    {"format", "path", *SPLITS, "names", "nc", "ignore", "on_error", "download", "size", "seed"}
-)
-FOREIGN_KEYS = frozenset({"roboflow", "valid"})  # Roboflow's; `valid` is another word for val
-SHAPES_KEYS = frozenset(field.name for field in fields(ShapesConfig))
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,46 @@ def load_data(path: str | Path) -> DataConfig:
     words = split_list(path)
     if len(words) > 1:
         return join([load_data(word) for word in words])
-    path = layout.find_description(Path(words[0]))
+    return _describe(*_opened(words[0]))
+
+
+def load_leniently(path: str | Path) -> tuple[DataConfig | None, list[str]]:
+    """Return what is left of a single description without its wrong keys, and all that is wrong.
+
+    Raises: DataError: there is no such description.
+    """
+    errors: list[str] = []
+    found = layout.find_description(Path(path))
+    try:
+        found, content = _opened(path)
+    except DataError as error:
+        return None, [str(error)]
+    dropped: set[str] = set()
+    while True:
+        try:
+            return _describe(found, content), errors
+        except WrongKey as error:
+            if error.key not in dropped:
+                errors.append(str(error))
+            if error.key not in content:
+                return None, errors
+            dropped.add(error.key)
+            content = {key: value for key, value in content.items() if key != error.key}
+        except DataError as error:
+            return None, [*errors, str(error)]
+
+
+def _opened(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Return the description behind a path and its content."""
+    path = layout.find_description(Path(path))
     if path.is_dir():
         inner = layout.description_inside(path)
-        return _describe(inner or path, _read_yaml(inner) if inner else {"path": str(path)})
-    if path.suffix == ".data":
-        return _describe(path, {"format": "darknet"})
-    return _describe(path, _read_yaml(path))
+        path, content = inner or path, _read_yaml(inner) if inner else {"path": str(path)}
+    else:
+        content = {"format": "darknet"} if path.suffix == ".data" else _read_yaml(path)
+    if "valid" in content and "val" not in content:
+        content["val"] = content.pop("valid")
+    return path, content
 
 
 def split_list(path: str | Path) -> list[str]:
@@ -160,19 +196,26 @@ def read_split(data: DataConfig, split: str) -> list[Sample]:
     _require_split(data, split)
     entries = data.splits[split]
     problems = Problems(f"{data.path}: {split}", data.skip_bad)
-    if data.format == "voc":
-        samples = voc.read_voc(data.root, entries, data.names, data.ignore, problems)
-        if split != "train":
-            voc.warn_overlap(data.root, split, entries, data.splits["train"])
-    elif data.format == "coco":
-        samples = coco.read_coco(data.root, entries, data.names, data.ignore, problems)
-    else:
-        samples = yolo.read_yolo(data.root, entries, data.names, problems)
+    samples = read_labels(data, entries, problems)
+    if data.format == "voc" and split != "train":
+        voc.warn_overlap(data.root, split, entries, data.splits["train"])
     problems.report()
     if not samples:
         raise DataError(f"{data.path}: the {split} split has no images that can be read")
     _report_classes(data, split, samples)
     return samples
+
+
+def read_labels(data: DataConfig, entries: Sequence[str], problems: Problems) -> list[Sample]:
+    """Return the samples of a split's entries; `problems` hears of everything that is wrong.
+
+    Raises: DataError: what `problems` does not take, such as a missing folder.
+    """
+    if data.format == "voc":
+        return voc.read_voc(data.root, entries, data.names, data.ignore, problems)
+    if data.format == "coco":
+        return coco.read_coco(data.root, entries, data.names, data.ignore, problems)
+    return yolo.read_yolo(data.root, entries, data.names, problems)
 
 
 def digest(samples: Sequence[Sample]) -> str:
@@ -209,34 +252,32 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _describe(path: Path, content: dict[str, Any]) -> DataConfig:
     """Turn the content of a description into a checked `DataConfig`."""
     content = dict(content)
-    if "valid" in content and "val" not in content:
-        content["val"] = content.pop("valid")
     kind = content.get("format")
     if kind is not None and kind not in FORMATS:
         hint = did_you_mean(str(kind), FORMATS)
-        raise DataError(f"{path}: format {kind} is not known{hint}")
+        raise WrongKey(path, "format", f"format {kind} is not known{hint}")
     if kind is None and isinstance(content.get("train"), int):
         content["format"] = kind = "shapes"  # a number of images to draw
-    _check_keys(path, content)
+    check_keys(path, content)
     if kind == "darknet" or str(content.get("path", "")).endswith(".data"):
         return _describe_darknet(path, content)
     if kind == "shapes":
         return _describe_shapes(path, content)
     root = _find_root(path, content)
-    given = {split: _entries(path, content, split) for split in SPLITS if content.get(split)}
+    given = {split: read_entries(path, content, split) for split in SPLITS if content.get(split)}
     kind = kind or layout.detect_format(root, given)
     if kind is None:
         raise DataError(f"{root}: cannot tell the format; write `format:` (yolo, voc, coco)")
     splits = layout.complete_splits(root, kind, given, path)
-    ignore = _ignored(path, content, kind)
-    names = _names(path, content) or _found_names(root, kind, splits, ignore, path)
-    return DataConfig(path, root, kind, names, splits, ignore, _skips(path, content))
+    ignore = read_ignore(path, content, kind)
+    names = read_names(path, content) or _found_names(root, kind, splits, ignore, path)
+    return DataConfig(path, root, kind, names, splits, ignore, read_skips(path, content))
 
 
 def _describe_darknet(path: Path, content: dict[str, Any]) -> DataConfig:
     for key in content:
         if key not in ("format", "path", "on_error"):
-            raise DataError(f"{path}: {key} is said by the .data file, it cannot be given here")
+            raise WrongKey(path, key, f"{key} is said by the .data file, it cannot be given here")
     find = functools.partial(layout.find_existing, path)
     file = path if path.suffix == ".data" else find(str(content.get("path")), str(path))
     find = functools.partial(layout.find_existing, file)
@@ -247,7 +288,7 @@ def _describe_darknet(path: Path, content: dict[str, Any]) -> DataConfig:
         if split in data.splits
     }
     return DataConfig(
-        path, file.absolute().parent, "yolo", data.names, splits, skip_bad=_skips(path, content)
+        path, file.absolute().parent, "yolo", data.names, splits, skip_bad=read_skips(path, content)
     )
 
 
@@ -257,9 +298,9 @@ def _describe_shapes(path: Path, content: dict[str, Any]) -> DataConfig:
         config = ShapesConfig(**values)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    names = _names(path, content) or CLASSES
+    names = read_names(path, content) or CLASSES
     if names != CLASSES:
-        raise DataError(f"{path}: the names of format shapes are {', '.join(CLASSES)}")
+        raise WrongKey(path, "names", f"the names of format shapes are {', '.join(CLASSES)}")
     folder = content.get("path", "shapes")
     parent = next(
         (base for base in layout.candidates(path, folder) if (base / config.key).is_dir()),
@@ -272,20 +313,12 @@ def _describe_shapes(path: Path, content: dict[str, Any]) -> DataConfig:
     return DataConfig(path, root, "yolo", names, splits)
 
 
-def _check_keys(path: Path, content: dict[str, Any]) -> None:
-    for key in content:
-        if key not in KEYS | FOREIGN_KEYS:
-            raise DataError(f"{path}: {key} is not a known key{did_you_mean(str(key), KEYS)}")
-        if key in ("size", "seed") and content.get("format") != "shapes":
-            raise DataError(f"{path}: {key} belongs to format: shapes only")
-
-
 def _find_root(path: Path, content: dict[str, Any]) -> Path:
     if path.is_dir():
         return path
     folder = content.get("path") or "."
     if not isinstance(folder, str):
-        raise DataError(f"{path}: path: {folder!r} must be text")
+        raise WrongKey(path, "path", f"path: {folder!r} must be text")
     for candidate in layout.candidates(path, folder):
         if layout.is_filled(candidate):
             return candidate
@@ -312,38 +345,6 @@ def _download(path: Path, content: dict[str, Any]) -> Download:
     )  # fmt: skip
 
 
-def _entries(path: Path, content: dict[str, Any], key: str) -> tuple[str, ...]:
-    value = content[key]
-    values = value if isinstance(value, list) else [value]
-    for item in values:
-        if not isinstance(item, str) or not item:
-            raise DataError(f"{path}: {key}: {item!r} must be a folder, list file, name or json")
-    return tuple(values)
-
-
-def _names(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
-    """Return the names of a description; empty when it has none."""
-    names = content.get("names", [])
-    if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise DataError(f"{path}: names must be numbered 0 to {len(names) - 1} without gaps")
-        names = [names[index] for index in range(len(names))]
-    if not isinstance(names, list):
-        raise DataError(f"{path}: names must be a list, or numbers with names (0: person)")
-    for name in names:
-        if not isinstance(name, str | int) or isinstance(name, bool) or not str(name).strip():
-            raise DataError(f"{path}: the class name {name!r} must be text; write it in quotes")
-    checked = tuple(str(name).strip() for name in names)
-    repeated = [name for name, count in Counter(checked).items() if count > 1]
-    if repeated:
-        raise DataError(f"{path}: the class name {repeated[0]} occurs twice")
-    if "names" in content and not checked:
-        raise DataError(f"{path}: names is empty")
-    if "nc" in content and checked and content["nc"] != len(checked):
-        raise DataError(f"{path}: nc is {content['nc']}, but there are {len(checked)} names")
-    return checked
-
-
 def _found_names(
     root: Path,
     kind: str,
@@ -354,30 +355,10 @@ def _found_names(
     if kind == "yolo":
         if (root / "classes.txt").is_file():  # as LabelImg writes it
             return tuple(name for _, name in read_lines(root / "classes.txt"))
-        raise DataError(f"{path}: names is missing: YOLO labels have numbers only")
+        raise WrongKey(path, "names", "names is missing: YOLO labels have numbers only")
     if kind == "voc":
         names = voc.class_names(root)
     else:
         entries = [entry for split in splits.values() for entry in split]
         names = coco.class_names([coco.find_json(root, entry) for entry in entries])
     return tuple(name for name in names if name not in ignore)
-
-
-def _ignored(path: Path, content: dict[str, Any], kind: str) -> tuple[str, ...]:
-    ignore = content.get("ignore") or []
-    ignore = [ignore] if isinstance(ignore, str) else ignore
-    if not isinstance(ignore, list) or not all(isinstance(name, str) for name in ignore):
-        raise DataError(f"{path}: ignore: {ignore!r} must be a list of class names")
-    if ignore and kind == "yolo":
-        raise DataError(f"{path}: ignore: is for voc and coco; YOLO labels have no names")
-    both = sorted(set(ignore) & set(_names(path, content)))
-    if both:
-        raise DataError(f"{path}: {both[0]} is in names and in ignore")
-    return tuple(ignore)
-
-
-def _skips(path: Path, content: dict[str, Any]) -> bool:
-    value = content.get("on_error", "raise")
-    if value not in ("raise", "skip"):
-        raise DataError(f"{path}: on_error: {value!r} must be raise or skip")
-    return bool(value == "skip")

@@ -53,6 +53,9 @@ class Problems:
         """Note what is wrong with the description, not a label. Raises: DataError: always here."""
         raise DataError(message)
 
+    def image(self, path: Path) -> None:
+        """Note an image file of the split, before it is looked at."""
+
     def no_labels(self, path: Path) -> None:
         """Note an image without its label file: it is background."""
 
@@ -81,17 +84,22 @@ class Problems:
 
 @dataclass(frozen=True)
 class Box:
-    """One object as a reader found it: xyxy pixels, not clipped, and where it was written."""
+    """One object as a reader found it: xyxy pixels, not clipped, and where it was written.
+
+    `outline` holds the (k, 2) polygons of its mask in pixels, if the data set has one.
+    """
 
     xyxy: tuple[float, float, float, float]
     label: int
     place: str  # file:line or another place that a person can go to
     difficult: bool = False
     crowd: bool = False
+    outline: Sequence[np.ndarray] = ()
 
 
 def checked_size(path: Path, problems: Problems) -> tuple[int, int] | None:
     """Return the image's (height, width), or None for a bad image that is skipped."""
+    problems.image(path)
     try:
         size = image_size(path)
         if problems.decodes:

@@ -89,8 +89,13 @@ def mirrored_bits(bits: np.ndarray) -> np.ndarray:
     return -bits.reshape(-1, 8, 8)[:, :, ::-1].reshape(-1, BITS)
 
 
-def find_alike(looks: Sequence[Look], others: Sequence[Look]) -> dict[int, int]:
-    """Return for each of `looks` (N) the most similar of `others` (M) that is alike, if one is."""
+def find_alike(
+    looks: Sequence[Look], others: Sequence[Look], before: bool = False
+) -> dict[int, int]:
+    """Return for each of `looks` (N) the most similar of `others` (M) that is alike, if one is.
+
+    With `before` only others with a smaller index are tried: to compare a list with itself.
+    """
     if not looks or not others:
         return {}
     bits = np.stack([look.bits for look in others])  # (M, 64)
@@ -100,6 +105,8 @@ def find_alike(looks: Sequence[Look], others: Sequence[Look]) -> dict[int, int]:
         own = np.stack([look.bits for look in block])
         # The dot product of two rows of signs is 64 - 2 x differing bits.
         near = np.maximum(own @ bits.T, mirrored_bits(own) @ bits.T)  # (block, M)
+        if before:
+            near[np.arange(len(others)) >= start + np.arange(len(block))[:, None]] = -BITS
         for row in np.flatnonzero(near.max(axis=1) >= BITS - 2 * MAX_BITS):
             best = _best(block[int(row)], others, near[row])
             if best is not None:

@@ -118,6 +118,18 @@ def read_xml(path: Path, problems: Problems) -> list[VocObject]:
     return objects
 
 
+def written_size(path: Path) -> tuple[int, int] | None:
+    """Return the (height, width) that an annotation tells; None if it tells none, or zeros."""
+    try:
+        size = ElementTree.parse(path).getroot().find("size")
+        if size is None:
+            return None
+        height, width = (_parse_number(size.findtext(tag), tag) for tag in ("height", "width"))
+    except (ElementTree.ParseError, ValueError, LookupError, OSError):
+        return None
+    return (int(height), int(width)) if height and width else None
+
+
 def warn_overlap(root: Path, split: str, entries: Sequence[str], train: Sequence[str]) -> None:
     """Log a warning when images of a split are in the training lists too."""
     trained = {stem for entry in train for stem in list_stems(find_list(root, entry))}

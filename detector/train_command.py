@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from detector.callbacks import Callbacks
-from detector.checkpoint import newest_state
+from detector.checkpoint import LAST, PREVIOUS, newest_state
 from detector.cli import add_common, new_directory, run_command
 from detector.config import AUTO, TRAIN_NAMES, Hyp, TrainConfig, parse_assignments, resolve
 from detector.data.description import short_name
@@ -34,7 +34,8 @@ EXAMPLES = """examples:
   python -m detector.train --hyp hyp/best.yaml                 repeat the winner of a study
   python -m detector.train --data my.yaml --weights yolox_s.pth --model yolox-s --set lr0=0.001
   python -m detector.train --data my.yaml --model yolox-s --time 2h --batch auto --patience 20
-  python -m detector.train --resume runs/train/bccd            go on after an interruption
+  python -m detector.train --resume                            go on with the newest run
+  python -m detector.train --resume runs/train/bccd            go on with this one
   python -m detector.train --data data/shapes.yaml --performance       images/s only
 """
 
@@ -54,7 +55,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--name", help="name of the run's folder under --project")
     parser.add_argument("--project", default="runs/train", help="folder of all runs")
     parser.add_argument(
-        "--resume", metavar="RUN", help="folder of an interrupted run to go on with"
+        "--resume",
+        metavar="RUN",
+        nargs="?",
+        const="",
+        help="go on with an interrupted run: its folder, or the newest one under --project",
     )
     parser.add_argument(
         "--mlflow", metavar="URI", help="log to this MLflow tracking server or file"
@@ -112,7 +117,7 @@ def _train_command(options: argparse.Namespace) -> dict[str, Any]:
                 directory,
                 tracker=tracker,
                 callbacks=Callbacks(on_step=on_step),
-                resume=bool(options.resume),
+                resume=options.resume is not None,
             )
         if stop.asked and result.ended == "interrupted":
             raise KeyboardInterrupt
@@ -146,16 +151,26 @@ def _settings(options: argparse.Namespace) -> tuple[TrainConfig, Hyp, Path]:
     }
     values |= {"validate": False} if options.performance else {}
     values |= parse_assignments(options.set)
-    if options.resume:
+    if options.resume is not None:
         if options.hyp or options.name:
             raise ConfigError("--resume goes on with the run's own settings: no --hyp, no --name")
-        directory = Path(options.resume)
+        directory = Path(options.resume or newest_run(Path(options.project)))
         if newest_state(directory / "weights") is None:
             raise CheckpointError(f"--resume {directory}: holds no weights/last.pt to go on from")
         return *resolve(values, directory / "hyp.yaml"), directory
     config, hyp = resolve(values, options.hyp)
     name = options.name or short_name(config.data)
     return config, hyp, new_directory(Path(options.project) / name)
+
+
+def newest_run(project: Path) -> Path:
+    """Return the run under `project` whose training state is the newest. Raises: CheckpointError."""
+    states = [*project.glob(f"*/weights/{LAST}"), *project.glob(f"*/weights/{PREVIOUS}")]
+    if not states:
+        raise CheckpointError(
+            f"--resume: no run under {project} has a weights/{LAST} to go on from"
+        )
+    return max(states, key=lambda path: path.stat().st_mtime_ns).parents[1]
 
 
 def _timed(

@@ -236,6 +236,17 @@ def test_a_killed_run_is_resumed_and_ends_like_one_never_killed(
     assert resumed.metrics == fresh.metrics
 
 
+def test_resume_without_a_name_takes_the_newest_run(
+    tiny_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--resume"]) == 2
+    assert "no run under runs/train has a weights/last.pt" in capsys.readouterr().err
+    for name in ("b", "a"):
+        assert main(command(tiny_set, "--epochs", "1", "--name", name, "--no-validate")) == 0
+    assert main(["--resume", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["directory"] == "runs/train/a"
+
+
 def test_a_performance_run_prints_its_speed(
     tiny_set: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,7 +164,7 @@ def _settings(options: argparse.Namespace) -> tuple[TrainConfig, Hyp, Path]:
 
 
 def newest_run(project: Path) -> Path:
-    """Return the run under `project` whose training state is the newest. Raises: CheckpointError."""
+    """Return the run under `project` with the newest training state. Raises: CheckpointError."""
     states = [*project.glob(f"*/weights/{LAST}"), *project.glob(f"*/weights/{PREVIOUS}")]
     if not states:
         raise CheckpointError(

@@ -9,7 +9,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from operator import itemgetter
@@ -28,6 +28,7 @@ from detector.coco_results import coco_results, write_json
 from detector.data.cache import scaled_size
 from detector.data.description import DataConfig, load_data, read_sets, single_class
 from detector.data.images import read_image
+from detector.data.rect import Size, rect_size
 from detector.data.sample import Sample
 from detector.data.wrappers import SINGLE_CLASS
 from detector.decode import select
@@ -50,6 +51,8 @@ log = logging.getLogger("detector")
 
 LOADER_THREADS = 2  # decoding runs beside the network
 BATCHES_AHEAD = 2
+
+Group = tuple[list[int], Size]  # the images of a batch, and the (height, width) of its pictures
 
 
 class Detector(Protocol):
@@ -78,6 +81,7 @@ class Settings:
     conf: float = 0.001  # lower scores are dropped
     iou: float = 0.65  # of NMS
     max_det: int = 300  # per image; of these, 100 per class and image count
+    rect: bool = False  # images of like shape together, padded to multiples of 32 only
 
     def __post_init__(self) -> None:
         if self.imgsz < 0 or self.imgsz % 32:
@@ -99,16 +103,15 @@ def evaluate_family(
     family: Family,
     samples: Sequence[Sample],
     images: Images,
-    imgsz: int,
+    settings: Settings,
     num_classes: int,
     device: torch.device,
-    batch: int = 16,
 ) -> DetectionMetrics:
     """Evaluate a network in training, in eval mode meanwhile; `images[i]` is of `samples[i]`."""
     was_training = family.network.training
     family.network.eval()
     try:
-        found = find_objects(family, samples, images, Settings(imgsz, batch), device)
+        found = find_objects(family, samples, images, settings, device)
     finally:
         family.network.train(was_training)
     truths = [truth_of(sample) for sample in samples]
@@ -132,20 +135,32 @@ def find_objects(
     Several ranks share the work, whole batches each, so every image is seen as by one process;
     rank 0 returns what all of them found, the others an empty list.
     """
-    starts = range(0, len(samples), settings.batch)[rank() :: world_size()]
-    shares: list[tuple[int, list[Prediction]]] = []
-    batches = letterboxed_batches(images, len(samples), settings.imgsz, settings.batch, starts)
-    for start, pictures in zip(starts, batches, strict=True):
+    sizes = [sample.size for sample in samples]
+    groups = batches_of(sizes, settings)[rank() :: world_size()]
+    shares: list[tuple[int, Prediction]] = []
+    batches = letterboxed_batches(images, groups)
+    for (indices, _), pictures in zip(groups, batches, strict=True):
         inputs = pictures.to(device).float()
         detections = detector.detect(inputs, settings.conf, settings.iou, settings.max_det)
-        sizes = [sample.size for sample in samples[start : start + settings.batch]]
-        found = [
-            in_image_pixels(one, size, settings.imgsz)
-            for one, size in zip(detections, sizes, strict=True)
-        ]
-        shares.append((start, found))
+        for index, one in zip(indices, detections, strict=True):
+            shares.append((index, in_image_pixels(one, sizes[index], settings.imgsz)))
     in_order = sorted((share for ranks in gathered(shares) for share in ranks), key=itemgetter(0))
-    return [prediction for _, found in in_order for prediction in found]
+    return [prediction for _, prediction in in_order]
+
+
+def batches_of(sizes: Sequence[Size], settings: Settings) -> list[Group]:
+    """Return the batches of images of these sizes: in their order, or with `rect` by shape."""
+    shapes = [scaled_size(size, settings.imgsz) for size in sizes]
+    order = list(range(len(sizes)))
+    if settings.rect:
+        order.sort(key=lambda index: shapes[index][1] / shapes[index][0])
+    starts = range(0, len(order), settings.batch)
+    parts = [order[start : start + settings.batch] for start in starts]
+    square = (settings.imgsz, settings.imgsz)
+    return [
+        (part, rect_size([shapes[index] for index in part]) if settings.rect else square)
+        for part in parts
+    ]
 
 
 def in_image_pixels(detections: Detections, size: tuple[int, int], imgsz: int) -> Prediction:
@@ -159,20 +174,18 @@ def in_image_pixels(detections: Detections, size: tuple[int, int], imgsz: int) -
     return Prediction(boxes, detections.scores.cpu().numpy(), detections.labels.cpu().numpy())
 
 
-def letterboxed_batches(
-    images: Images, count: int, imgsz: int, batch: int, starts: Iterable[int]
-) -> Iterator[Tensor]:
-    """Yield letterboxed batches (B, 3, imgsz, imgsz) uint8, loaded a little ahead by threads."""
+def letterboxed_batches(images: Images, groups: Sequence[Group]) -> Iterator[Tensor]:
+    """Yield letterboxed batches (B, 3, H, W) uint8, loaded a little ahead by threads."""
 
-    def load(start: int) -> Tensor:
-        indices = range(start, min(count, start + batch))
-        pictures = np.stack([letterbox(images[i], (imgsz, imgsz))[0] for i in indices])
+    def load(group: Group) -> Tensor:
+        indices, size = group
+        pictures = np.stack([letterbox(images[index], size)[0] for index in indices])
         return torch.from_numpy(pictures).permute(0, 3, 1, 2)
 
     with ThreadPoolExecutor(LOADER_THREADS) as pool:
         pending: deque[Future[Tensor]] = deque()
-        for start in starts:
-            pending.append(pool.submit(load, start))
+        for group in groups:
+            pending.append(pool.submit(load, group))
             if len(pending) > BATCHES_AHEAD:
                 yield pending.popleft().result()
         while pending:
@@ -249,6 +262,10 @@ def _measure(
 ) -> Evaluation:
     backend = load_backend(weights, device)
     settings = settings.sized(backend.imgsz)
+    if settings.rect and not backend.any_size:
+        raise ConfigError(
+            f"{backend.path}: takes images of {backend.imgsz}x{backend.imgsz} only, not --rect"
+        )
     with first_on_machine():
         dataset = load_data(data)
         if backend.names == (SINGLE_CLASS,):
@@ -381,6 +398,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", required=True, help="data set description (yaml) or folder")
     parser.add_argument("--split", default="val", help="train, val or test (default val)")
     parser.add_argument("--batch", type=int, default=16, help="images at once (default 16)")
+    parser.add_argument(
+        "--rect", action="store_true", help="pad images to multiples of 32 only (.pt): faster"
+    )
     parser.add_argument("--save-json", metavar="FILE", help="write detections as COCO results")
     parser.add_argument("--plots", metavar="FOLDER", help="write curves.png and confusion.png")
     add_common(parser)
@@ -388,7 +408,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
-    settings = Settings(options.imgsz, options.batch, options.conf, options.iou, options.max_det)
+    settings = Settings(
+        options.imgsz, options.batch, options.conf, options.iou, options.max_det, options.rect
+    )
     found = measure(options.weights, options.data, options.split, options.device, settings)
     if not is_first():
         return {}

@@ -27,7 +27,7 @@ from detector.device_memory import OutOfMemory, automatic_batch, peak_memory, re
 from detector.distributed import amp_dtype, choose_device
 from detector.duration import planned_epochs, seconds_of
 from detector.errors import TrainingDiverged
-from detector.evaluate import evaluate_family
+from detector.evaluate import Settings, evaluate_family
 from detector.families import build_family
 from detector.metrics import METRIC_NAMES, fitness
 from detector.models import build_model
@@ -218,8 +218,9 @@ def train(
         row |= {f"train/{name}": float(v) / steps_per_epoch for name, v in state.totals.items()}
         due = epoch % config.val_every == 0 or epoch == state.epochs or budget > 0
         if config.validate and due:
+            settings = Settings(config.imgsz, rect=config.rect)
             found = evaluate_family(
-                averaged, val_samples, val_cache, config.imgsz, data.num_classes, device
+                averaged, val_samples, val_cache, settings, data.num_classes, device
             )
             metrics, state.class_map = found.summary(), found.class_map()
             row |= metrics | {"fitness": fitness(metrics, config.fitness)}

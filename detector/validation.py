@@ -14,7 +14,7 @@ from detector.augment import Images
 from detector.config import Hyp, TrainConfig
 from detector.data.cache import scaled_size
 from detector.data.sample import Sample
-from detector.evaluate import letterboxed_batches
+from detector.evaluate import Settings, batches_of, letterboxed_batches
 from detector.families import build_family
 
 
@@ -25,7 +25,6 @@ def reference_losses(
     images: Images,
     config: TrainConfig,
     device: torch.device,
-    batch: int = 16,
 ) -> dict[str, float]:
     """Return `val/<part>` for each part and `val/total`, per positive, by the shipped gains.
 
@@ -34,11 +33,11 @@ def reference_losses(
     family = build_family(network, Hyp.for_model(config.model))
     sums: dict[str, float] = {}
     count = 0.0
-    starts = range(0, len(samples), batch)
-    batches = letterboxed_batches(images, len(samples), config.imgsz, batch, starts)
-    for start, pictures in zip(starts, batches, strict=True):
-        chosen = samples[start : start + batch]
-        targets = [_target(sample, config.imgsz, device) for sample in chosen]
+    settings = Settings(config.imgsz, rect=config.rect)
+    groups = batches_of([sample.size for sample in samples], settings)
+    batches = letterboxed_batches(images, groups)
+    for (indices, _), pictures in zip(groups, batches, strict=True):
+        targets = [_target(samples[index], config.imgsz, device) for index in indices]
         parts, positives = family.losses(pictures.to(device).float(), targets)
         count += float(positives)
         for name, value in parts.items():

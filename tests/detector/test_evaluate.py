@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -21,6 +22,7 @@ from detector.errors import ConfigError, DataError
 from detector.evaluate import (
     Originals,
     Settings,
+    batches_of,
     evaluate,
     evaluate_family,
     find_objects,
@@ -163,7 +165,7 @@ def test_training_and_stand_alone_give_the_same_numbers(tiny_set: Path, checkpoi
     network.load_state_dict(torch.load(checkpoint, weights_only=True)["weights"])
     network.train()
     family = build_family(network, Hyp())
-    in_training = evaluate_family(family, samples, ImageCache(samples, 64), 64, 2, CPU, batch=3)
+    in_training = evaluate_family(family, samples, ImageCache(samples, 64), Settings(64, 3), 2, CPU)
     assert network.training
     report = evaluate(checkpoint, tiny_set)
     assert 0 < report["F1"] < 1
@@ -382,3 +384,55 @@ def test_coco_results_need_a_single_set(
     assert main(["--weights=any.pt", data, "--save-json=results.json"]) == 2
     assert "COCO results need one data set" in capsys.readouterr().err
     assert not Path("results.json").exists()
+
+
+# ---- rectangular batches
+
+
+def test_batches_of_like_shape_by_hand() -> None:
+    # at 64 px: 64 x 48, 32 x 64, 64 x 64, 30 x 64, 64 x 40 (height x width); by width / height
+    sizes = [(128, 96), (50, 100), (10, 10), (60, 128), (64, 40)]
+    assert batches_of(sizes, Settings(64, batch=2)) == [
+        ([0, 1], (64, 64)), ([2, 3], (64, 64)), ([4], (64, 64))
+    ]  # fmt: skip
+    assert batches_of(sizes, Settings(64, batch=2, rect=True)) == [
+        ([4, 0], (64, 64)), ([2, 1], (64, 64)), ([3], (32, 64))
+    ]  # fmt: skip
+    assert batches_of([], Settings(64, rect=True)) == []
+
+
+def test_rectangles_change_no_detection_of_what_is_in_the_picture(
+    looking: None, wide_set: Path
+) -> None:
+    # a detector that looks at colours alone finds the same with and without padding
+    square, rect = (
+        evaluate("any.pt", wide_set, settings=Settings(imgsz=96, batch=2, rect=rect))
+        for rect in (False, True)
+    )
+    assert rect["mAP50"] == pytest.approx(square["mAP50"]) and rect["mAP50"] > 0.9
+    assert square["rect"] is False and rect["rect"] is True
+
+
+def test_network_sees_no_more_padding_than_the_stride_needs(
+    wide_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(images.shape[2:]))
+        return look(images, ("square", "disc"))
+
+    backend = Backend(Path("c.pt"), ("square", "disc"), 160, "bgr-255", CPU, run, any_size=True)
+    monkeypatch.setattr("detector.evaluate.load_backend", lambda path, device: backend)
+    evaluate("c.pt", wide_set, settings=Settings(imgsz=160, rect=True))
+    # 80 to 84 x 120 at 160 px: 107 to 112 high, padded to 128; the first call is the warm-up
+    assert seen == [(160, 160), (128, 160)]
+
+
+def test_engines_of_one_size_take_no_rectangles(
+    wide_set: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = replace(colour_backend(), any_size=False, path=Path("a.onnx"))
+    monkeypatch.setattr("detector.evaluate.load_backend", lambda path, device: fixed)
+    assert main(["--weights=a.onnx", f"--data={wide_set}", "--rect"]) == 2
+    assert "a.onnx: takes images of 96x96 only, not --rect" in capsys.readouterr().err

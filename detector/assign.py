@@ -55,14 +55,17 @@ class Candidates(NamedTuple):
 def pad_targets(targets: Sequence[dict[str, Tensor]], device: torch.device | str) -> PaddedTargets:
     """Stack per-image targets {"boxes": (n, 4), "labels": (n,)}; zeros fill the missing rows."""
     counts = [len(target["labels"]) for target in targets]
-    home = targets[0]["boxes"].device if targets else device  # filled there, moved once
-    boxes = torch.zeros(len(counts), max(counts, default=0), 4, device=home)
-    labels = torch.zeros(boxes.shape[:2], dtype=torch.int64, device=home)
-    for index, (target, count) in enumerate(zip(targets, counts, strict=True)):
-        if count:
-            boxes[index, :count] = target["boxes"].to(boxes)
-            labels[index, :count] = target["labels"].to(labels)
-    return PaddedTargets(boxes.to(device), labels.to(device), counts)
+    most = max(counts, default=0)
+    boxes = torch.zeros(len(counts) * most, 4, device=device)
+    labels = torch.zeros(len(counts) * most, dtype=torch.int64, device=device)
+    filled = [target for target, count in zip(targets, counts, strict=True) if count]
+    if filled:
+        # All rows go to their places at once: one call for the batch, not one an image.
+        real = torch.arange(most) < torch.tensor(counts)[:, None]
+        rows = real.flatten().nonzero()[:, 0].to(device, non_blocking=True)
+        boxes[rows] = torch.cat([target["boxes"] for target in filled]).to(boxes)
+        labels[rows] = torch.cat([target["labels"] for target in filled]).to(labels)
+    return PaddedTargets(boxes.view(len(counts), most, 4), labels.view(len(counts), most), counts)
 
 
 @torch.no_grad()
@@ -129,7 +132,8 @@ def _window(boxes: Tensor, levels: Sequence[Level], radius: float) -> tuple[Tens
     indices, inside, nearest, distances = [], [], [], []
     start = 0
     for height, width, stride in levels:
-        size = torch.tensor((width, height), device=boxes.device)
+        size = torch.full((2,), width, device=boxes.device)  # a tensor of both would wait for it
+        size[1].fill_(height)
         place = centre / stride - 0.5  # in cells: whole numbers are points
         cell = (place - radius).floor()[..., None, :] + 1 + offsets[:, None]  # (B, T, window, 2)
         ok = ((cell - place[..., None, :]).abs() < radius) & (cell >= 0) & (cell < size)

@@ -75,7 +75,7 @@ class YoloxLoss(nn.Module):
                 raw_goal = encode_raw(goal, cells[matches.point], strides[matches.point])
                 found = table[matches.image, matches.point, :4]
                 parts["l1"] = self.hyp.l1 * (found - raw_goal).abs().sum()
-        return parts, torch.tensor(float(len(matches.point)), device=table.device)
+        return parts, table.new_full((), float(len(matches.point)))  # no wait for the device
 
     def _assign(
         self, raw: Sequence[Tensor], pred_boxes: Tensor, table: Tensor, padded: PaddedTargets

@@ -11,12 +11,11 @@ import os
 import platform
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,8 @@ import cv2
 import torch
 
 from benchmarks.alternate import Side, alternate
-from detector.config import Hyp, TrainConfig, resolve
-from detector.data.cache import ImageCache
+from benchmarks.train_loop import STRETCH_STEPS, Setting, measure_loop
 from detector.data.description import DataConfig, load_data, read_split
-from detector.data.loader import Batch, TrainingLoader, TrainingPictures
-from detector.families import build_family
-from detector.models import build_model
-from detector.optim import build_optimizer
-from detector.train import train, windows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results" / "train"
@@ -42,84 +35,6 @@ PEER_NEEDS = ("matplotlib", "nvidia-ml-py", "pillow", "polars", "psutil", "pyyam
 SHARED = ("torch", "torchvision", "opencv-python-headless", "numpy")  # same versions as ours
 PARTS = ("loop", "target")
 BARS = {"loop": 0.95, "two threads each": 0.4, "as it ships": 0.3}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is trained: the same for all parts."""
-
-    data: str = "data/bccd.yaml"
-    model: str = "yolox-nano"
-    imgsz: int = 320
-    epochs: int = 30
-    seed: int = 0
-
-
-# ---- our loop against a bare step ----------------------------------------------------------
-
-
-class BareStep:
-    """Forward, loss, backward and optimizer step, on batches that lie in memory already."""
-
-    def __init__(self, config: TrainConfig, hyp: Hyp) -> None:
-        data = load_data(config.data)
-        samples = read_split(data, "train")
-        self.count = len(samples)
-        pictures = TrainingPictures(
-            samples, ImageCache(samples, config.imgsz), config.imgsz, hyp, config.seed
-        )
-        self.loader = TrainingLoader(pictures, hyp.nbs, config.batch, workers=0, pin_memory=False)
-        self.parts = -(-hyp.nbs // config.batch)  # micro-batches of a step
-        network = build_model(config.model, data.num_classes)
-        network = network.to(memory_format=torch.channels_last)
-        self.family = build_family(network, hyp)
-        self.optimizer = build_optimizer(config.optimizer, network, hyp)
-
-    def batches(self, epoch: int) -> list[Batch]:
-        """Return what the training sees in `epoch`, as the network takes it."""
-        device = torch.device("cpu")
-        return [batch.to(device) for batch in self.loader.epoch(epoch, tail=False)]
-
-    def rate(self, batches: Sequence[Batch]) -> float:
-        """Train once through `batches`; returns images per second."""
-        self.family.network.train()
-        began = time.perf_counter()
-        for window in windows(batches, self.parts):
-            for batch in window:
-                sums, count = self.family.losses(batch.images, batch.targets)
-                (sums["total"] / count.clamp(min=1)).backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-        images = sum(len(batch.images) for batch in batches)
-        return images / (time.perf_counter() - began)
-
-
-def measure_loop(setting: Setting, epochs: int, threads: int, folder: Path) -> dict[str, Any]:
-    """Train `epochs` epochs; before and after each one, run the same batches through a bare step.
-
-    A ratio is one epoch's images/s over the mean of the two bare runs around it.
-    """
-    torch.set_num_threads(threads)
-    values = asdict(setting) | {"epochs": epochs, "device": "cpu", "no_aug_epochs": 0}
-    config, hyp = resolve(values)
-    bare = BareStep(config, hyp)
-    bare.rate(bare.batches(0))  # the first steps of a process are slow
-    around = [bare.rate(bare.batches(1))]
-    rows: list[dict[str, float]] = []
-
-    def report(epoch: int, metrics: dict[str, float]) -> bool:
-        around.append(bare.rate(bare.batches(epoch)))
-        mean = (around[-2] + around[-1]) / 2
-        own = metrics["images_per_second"]
-        whole = bare.count / metrics["seconds"]  # evaluation included
-        row = {"epoch": epoch, "train": own, "with_evaluation": whole, "bare": mean}
-        rows.append(row | {"ratio": own / mean})
-        print(f"loop: epoch {epoch}: {own:.1f} of {mean:.1f} images/s", file=sys.stderr, flush=True)
-        return False
-
-    train(config, hyp, folder, report=report)
-    ratios = [row["ratio"] for row in rows]
-    return {"threads": threads, "epochs": rows, "ratio": statistics.median(ratios)}
 
 
 # ---- time to a target, against the peer ----------------------------------------------------
@@ -301,7 +216,7 @@ def _loop_lines(loop: Mapping[str, Any]) -> list[str]:
         f"## Our loop against a bare step: {loop['ratio']:.3f} (bar: at least {BARS['loop']})",
         "",
         f"Images/s of `train()` over those of forward, loss, backward and step on the same batches "
-        f"in memory, which run before and after each epoch; {loop['threads']} thread(s). Median of "
+        f"in memory, {STRETCH_STEPS} steps of each in turn; {loop['threads']} thread(s). Median of "
         f"{len(ratios)} epochs, {min(ratios):.3f} to {max(ratios):.3f}.",
         "",
         "| epoch | train | train with evaluation | bare | ratio |",

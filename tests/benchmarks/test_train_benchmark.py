@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from benchmarks import train as benchmark
+from benchmarks import train_loop
 from benchmarks.alternate import Side, alternate, read_column
+from detector.config import resolve
 from detector.data.description import load_data, read_split
 
 WRITER = """
@@ -70,12 +72,10 @@ def test_the_peer_gets_the_same_boxes(tiny_set: Path, tmp_path: Path) -> None:
             assert np.allclose(theirs.boxes, ours.boxes, atol=1e-4)
 
 
-def test_each_epoch_of_the_loop_stands_between_two_bare_runs(
-    tiny_set: Path, tmp_path: Path
-) -> None:
+def test_each_epoch_of_the_loop_stands_beside_bare_steps(tiny_set: Path, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
-    setting = benchmark.Setting(data=str(tiny_set), model="yolox-pico", imgsz=64)
-    found = benchmark.measure_loop(setting, 2, threads, tmp_path / "run")
+    setting = train_loop.Setting(data=str(tiny_set), model="yolox-pico", imgsz=64)
+    found = train_loop.measure_loop(setting, 2, threads, tmp_path / "run")
     assert [row["epoch"] for row in found["epochs"]] == [1, 2]
     for row in found["epochs"]:
         assert row["ratio"] == pytest.approx(row["train"] / row["bare"])
@@ -84,13 +84,39 @@ def test_each_epoch_of_the_loop_stands_between_two_bare_runs(
     assert found["ratio"] == pytest.approx(sum(ratios) / 2)  # the median of two
 
 
+def test_pauses_are_taken_off_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    class Bare:
+        parts, count = 1, 10
+
+        def batches(self, epoch: int) -> list[int]:
+            return [2] * 5
+
+        def seconds(self, batches: list[int]) -> float:
+            clock[0] += 3.0 * len(batches)
+            return 3.0 * len(batches)
+
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    both = train_loop.Interleaved(Bare(), steps=2)  # type: ignore[arg-type]
+    for step in range(1, 6):
+        clock[0] += 4.0
+        both.on_step(step, {})
+    # Training: 5 steps of 4 s; pauses after steps 2 and 4, of 2 x 3 s each: 20 + 12 s.
+    assert clock[0] == 32.0
+    both.on_epoch(1, {"images_per_second": 10 / 32, "seconds": 37.0})
+    # Bare: 5 batches of 3 s, the last one in on_epoch. 10 / 20 against 10 / 15 images/s.
+    expected = {"epoch": 1, "train": 0.5, "bare": 10 / 15, "ratio": 0.75, "with_evaluation": 0.4}
+    assert both.rows == [pytest.approx(expected)]
+
+
 def test_the_bare_step_sees_the_batches_of_the_training(tiny_set: Path) -> None:
     setting = {"data": str(tiny_set), "model": "yolox-pico", "imgsz": 64, "nbs": 3, "batch": 2}
-    config, hyp = benchmark.resolve(setting)
-    bare = benchmark.BareStep(config, hyp)
+    config, hyp = resolve(setting)
+    bare = train_loop.BareStep(config, hyp)
     sizes = [len(batch.images) for batch in bare.batches(1)]
     assert sizes == [2, 1, 2, 1, 2]  # 8 images in steps of 3, 3 and 2, in parts of at most 2
-    again = benchmark.BareStep(config, hyp).batches(1)
+    again = train_loop.BareStep(config, hyp).batches(1)
     assert all(
         torch.equal(one.images, two.images) for one, two in zip(bare.batches(1), again, strict=True)
     )

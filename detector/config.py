@@ -19,8 +19,11 @@ from detector.errors import ConfigError, did_you_mean
 from detector.yamlfile import read_mapping
 
 AUTO = -1  # batch: the largest that fits
-OPTIMIZERS = ("SGD", "AdamW")
-SCHEDULES = ("cosine", "multistep", "constant")
+OPTIMIZERS = ("SGD", "Adam", "AdamW", "Muon")
+WARMUPS = ("quadratic", "linear", "burn-in")
+# Those without a final value come last.
+SCHEDULES = ("cosine", "yolox", "linear", "exponential", "inverse", "multistep", "constant")
+RAMPS = SCHEDULES[:5]
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def gene(
     return field(default=default, metadata=metadata)
 
 
-WITH_RAMP = Rule("the schedule has no final value", lambda config, hyp: config.schedule == "cosine")
+WITH_RAMP = Rule("the schedule has no final value", lambda config, hyp: config.schedule in RAMPS)
 WITH_WARMUP = Rule("warmup_epochs is 0", lambda config, hyp: hyp.warmup_epochs > 0)
 WITH_TAIL = Rule("no_aug_epochs is 0, and L1 acts only then", lambda c, hyp: hyp.no_aug_epochs > 0)
 BEFORE_TAIL = Rule("no_aug_epochs fills the run", lambda c, hyp: hyp.no_aug_epochs < c.epochs)
@@ -84,9 +87,9 @@ class Hyp:
     # ---- optimizer
     lr0: float = gene(0.003, 1e-7, 1.0, "learning rate at nbs images per optimizer step")
     lrf: float = gene(0.05, 0.0, 1.0, "final learning rate as a fraction of lr0", WITH_RAMP)
-    momentum: float = gene(0.9, 0.0, 0.999, "SGD momentum, or beta1 of AdamW")
+    momentum: float = gene(0.9, 0.0, 0.999, "momentum of SGD and Muon, beta1 of Adam and AdamW")
     weight_decay: float = gene(0.0005, 0.0, 1.0, "decay of weights; norms and biases have none")
-    warmup_epochs: float = gene(1.5, 0.0, 1000.0, "epochs until lr0 is reached, quadratically")
+    warmup_epochs: float = gene(1.5, 0.0, 1000.0, "epochs until lr0 is reached")
     warmup_lr: float = gene(0.0, 0.0, 1.0, "learning rate at the first step", WITH_WARMUP)
     warmup_momentum: float = gene(0.9, 0.0, 0.999, "momentum at the first step", WITH_WARMUP)
     nbs: int = gene(4, 1, 4096, "nominal batch: images per optimizer step")
@@ -169,6 +172,9 @@ class TrainConfig:
     )
     optimizer: str = option("AdamW", "optimizer", choices=OPTIMIZERS)
     schedule: str = option("cosine", "learning-rate schedule", choices=SCHEDULES)
+    warmup: str = option("quadratic", "how the rate rises in warmup_epochs", choices=WARMUPS)
+    scale_lr: int = option(0, "scale lr0 from this batch to nbs; 0: lr0 is meant for nbs", 0)
+    freeze: str = option("", "not trained: `backbone`, its first n blocks (`3`), module names")
     amp: bool = option(True, "mixed precision where the device has it")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, ...")
     workers: int = option(-1, "processes that load images; -1: by device", -1)
@@ -202,6 +208,17 @@ class TrainConfig:
 
 HYP_NAMES = tuple(item.name for item in dataclasses.fields(Hyp))
 TRAIN_NAMES = tuple(item.name for item in dataclasses.fields(TrainConfig))
+
+
+def check_schedule(name: str, hyp: Hyp, epochs: int) -> None:
+    """Raise `ConfigError` when `hyp` leaves no room for schedule `name` in `epochs` epochs."""
+    if name in ("exponential", "inverse") and hyp.lrf <= 0:
+        raise ConfigError(f"lrf={hyp.lrf} must be above 0 for schedule={name}, a power of lrf")
+    if name == "yolox" and hyp.warmup_epochs + hyp.no_aug_epochs >= epochs:
+        raise ConfigError(
+            f"schedule=yolox: warmup_epochs={hyp.warmup_epochs:g} and no_aug_epochs="
+            f"{hyp.no_aug_epochs} leave nothing of epochs={epochs} for the cosine between them"
+        )
 
 
 def family_file(model: str) -> Path:
@@ -268,6 +285,7 @@ def resolve(
     except ConfigError as error:
         wrong_in_file = hyp_file and not any(name in str(error) for name in given_hyp)
         raise ConfigError(f"{hyp_file}: {error}" if wrong_in_file else str(error)) from error
+    check_schedule(config.schedule, hyp, config.epochs)
     return config, hyp
 
 

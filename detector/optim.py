@@ -1,17 +1,26 @@
-"""Parameter groups, optimizers, schedules as pure functions of the step, and the weight average.
+"""Parameter groups, optimizers, frozen parts, and the weight average.
 
-Nothing here keeps a learning rate: the training loop asks `learning_rate(step)` and sets it.
+Nothing here keeps a learning rate: the training loop asks a `Schedule` for it and sets it.
 """
 
 import copy
+import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 
-from detector.config import Hyp
+from detector.config import Hyp, TrainConfig
+from detector.errors import ConfigError
+from detector.muon import Muon
+
+FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")  # where torch has one kernel for a whole step
+
+log = logging.getLogger("detector")
+
+
+# ---- parameter groups ----------------------------------------------------------------------
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -21,33 +30,79 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     for parameter in model.parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim > 1 else plain).append(parameter)
-    return [
+    groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]
 
 
-def _sgd(groups: list[dict], hyp: Hyp) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=hyp.lr0, momentum=hyp.momentum, nesterov=hyp.momentum > 0)
+def muon_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Return the groups of `parameter_groups`, with a third one before them for Muon.
+
+    Muon takes what is a matrix between normalised features: dense convolutions without a bias.
+    Depthwise kernels are no matrices, and a prediction (it has a bias) has an output of its own
+    scale; both stay with AdamW.
+    """
+    matrices = [
+        module.weight
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d) and module.groups == 1 and module.bias is None
+    ]
+    matrices = [weight for weight in matrices if weight.requires_grad]
+    known = {id(weight) for weight in matrices}
+    groups = parameter_groups(model, weight_decay)
+    for group in groups:
+        group["params"] = [weight for weight in group["params"] if id(weight) not in known]
+    first = {"params": matrices, "weight_decay": weight_decay, "muon": True}
+    return [group for group in (first, *groups) if group["params"]]
 
 
-def _adamw(groups: list[dict], hyp: Hyp) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=hyp.lr0, betas=(hyp.momentum, 0.999), fused=True)
+# ---- optimizers ----------------------------------------------------------------------------
 
 
-OPTIMIZERS: dict[str, Callable[[list[dict], Hyp], torch.optim.Optimizer]] = {
+def _sgd(model: nn.Module, hyp: Hyp, fused: bool) -> torch.optim.Optimizer:
+    nesterov = hyp.momentum > 0
+    groups = parameter_groups(model, hyp.weight_decay)
+    return torch.optim.SGD(groups, hyp.lr0, hyp.momentum, nesterov=nesterov, fused=fused)
+
+
+def _adam(model: nn.Module, hyp: Hyp, fused: bool) -> torch.optim.Optimizer:
+    groups = parameter_groups(model, hyp.weight_decay)
+    return torch.optim.Adam(groups, hyp.lr0, (hyp.momentum, 0.999), fused=fused)
+
+
+def _adamw(model: nn.Module, hyp: Hyp, fused: bool) -> torch.optim.Optimizer:
+    groups = parameter_groups(model, hyp.weight_decay)
+    return torch.optim.AdamW(groups, hyp.lr0, (hyp.momentum, 0.999), fused=fused)
+
+
+def _muon(model: nn.Module, hyp: Hyp, fused: bool) -> torch.optim.Optimizer:
+    groups = muon_groups(model, hyp.weight_decay)
+    return Muon(groups, hyp.lr0, (hyp.momentum, 0.999), fused=fused)
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, Hyp, bool], torch.optim.Optimizer]] = {
     "SGD": _sgd,
+    "Adam": _adam,
     "AdamW": _adamw,
+    "Muon": _muon,
 }
 
 
 def build_optimizer(name: str, model: nn.Module, hyp: Hyp) -> torch.optim.Optimizer:
-    """Return the named optimizer over the model's parameter groups."""
-    return OPTIMIZERS[name](parameter_groups(model, hyp.weight_decay), hyp)
+    """Return the named optimizer over all parameters of `model` that are not frozen.
+
+    Raises: `ConfigError` if everything is frozen.
+    """
+    kinds = {weight.device.type for weight in model.parameters() if weight.requires_grad}
+    if not kinds:
+        raise ConfigError("every parameter is frozen: nothing is left to train")
+    return OPTIMIZERS[name](model, hyp, kinds <= set(FUSED_DEVICES))
 
 
 def set_step(optimizer: torch.optim.Optimizer, rate: float, momentum: float) -> None:
-    """Set learning rate and momentum (beta1 of AdamW) of every group."""
+    """Set learning rate and momentum (beta1 of the Adam family) of every group."""
     for group in optimizer.param_groups:
         group["lr"] = rate
         if "betas" in group:
@@ -57,67 +112,74 @@ def set_step(optimizer: torch.optim.Optimizer, rate: float, momentum: float) -> 
             group["nesterov"] = momentum > 0
 
 
-# ---- schedules -----------------------------------------------------------------------------
+def rate_scale(config: TrainConfig, hyp: Hyp) -> float:
+    """Return what all learning rates are multiplied by: 1 unless `scale_lr` names a batch.
 
-
-@dataclass(frozen=True)
-class Schedule:
-    """Learning rate and momentum as pure functions of the optimizer step (counted from 0).
-
-    The warm-up is quadratic (YOLOX) and its last step is the first at full rate. After it:
-    `cosine` falls to `lrf * lr0` at the last step, `multistep` multiplies by 0.1 from epoch
-    round(0.8 E) and again from round(0.9 E), `constant` stays at lr0.
+    From a batch of `scale_lr` images to one of `nbs`: in proportion under SGD (Goyal et al. 2017,
+    arXiv 1706.02677), by the square root under the Adam family (Malladi et al. 2022, arXiv
+    2205.10287), whose step does not grow with the gradient.
     """
-
-    name: str
-    hyp: Hyp
-    epochs: int
-    steps_per_epoch: int
-
-    def learning_rate(self, step: int) -> float:
-        """Return the learning rate of optimizer step `step`."""
-        warm = self._warm(step)
-        if warm < 1:
-            return self.hyp.warmup_lr + (self.hyp.lr0 - self.hyp.warmup_lr) * warm
-        return self.hyp.lr0 * FACTORS[self.name](self, step)
-
-    def momentum(self, step: int) -> float:
-        """Return the momentum of optimizer step `step`."""
-        hyp = self.hyp
-        return hyp.warmup_momentum + (hyp.momentum - hyp.warmup_momentum) * self._warm(step)
-
-    @property
-    def warmup(self) -> int:
-        """Steps of the warm-up, at most half of the run."""
-        wanted = round(self.hyp.warmup_epochs * self.steps_per_epoch)
-        return min(wanted, self.epochs * self.steps_per_epoch // 2)
-
-    def _warm(self, step: int) -> float:
-        return min(1.0, ((step + 1) / self.warmup) ** 2) if self.warmup else 1.0
+    if not config.scale_lr:
+        return 1.0
+    ratio = hyp.nbs / config.scale_lr
+    scale = ratio if config.optimizer == "SGD" else math.sqrt(ratio)
+    log.info(
+        "lr0 %.4g at %d images a step becomes %.4g at %d",
+        hyp.lr0,
+        config.scale_lr,
+        hyp.lr0 * scale,
+        hyp.nbs,
+    )
+    return scale
 
 
-def _cosine(schedule: Schedule, step: int) -> float:
-    span = max(1, schedule.epochs * schedule.steps_per_epoch - schedule.warmup)
-    progress = min(1.0, max(0.0, (step + 1 - schedule.warmup) / span))
-    final = schedule.hyp.lrf
-    return final + 0.5 * (1 - final) * (1 + math.cos(math.pi * progress))
+# ---- frozen parts --------------------------------------------------------------------------
 
 
-def _multistep(schedule: Schedule, step: int) -> float:
-    epoch = step // schedule.steps_per_epoch
-    passed = sum(epoch >= round(part * schedule.epochs) for part in (0.8, 0.9))
-    return 0.1**passed
+def freeze(model: nn.Module, names: str) -> list[nn.Module]:
+    """Freeze parts of `model` in place and return them; keep them in eval mode with `hold`.
+
+    `names`: empty, `backbone`, a number of leading blocks of the backbone, or names of modules,
+    separated by commas. Raises: `ConfigError` naming what the model offers.
+    """
+    frozen: list[nn.Module] = []
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        frozen += _parts(model, name)
+    for module in frozen:
+        module.requires_grad_(False)
+    hold(frozen)
+    return frozen
 
 
-def _constant(schedule: Schedule, step: int) -> float:
-    return 1.0
+def hold(frozen: Iterable[nn.Module]) -> None:
+    """Put frozen modules into eval mode: their batch statistics stay as they are, too."""
+    for module in frozen:
+        module.eval()
 
 
-FACTORS: dict[str, Callable[[Schedule, int], float]] = {
-    "cosine": _cosine,
-    "multistep": _multistep,
-    "constant": _constant,
-}
+def _parts(model: nn.Module, name: str) -> list[nn.Module]:
+    backbone = model
+    while isinstance(getattr(backbone, "backbone", None), nn.Module):
+        backbone = backbone.backbone  # of YOLOX: the CSPDarknet inside of the neck
+    blocks = dict(backbone.named_children())
+    if name == "backbone" and backbone is not model:
+        return [backbone]
+    if name.isdecimal():
+        if not 1 <= int(name) <= len(blocks):
+            known = ", ".join(blocks)
+            raise ConfigError(
+                f"freeze={name}: the backbone has {len(blocks)} blocks ({known}):"
+                f" give 1 to {len(blocks)}"
+            )
+        return list(blocks.values())[: int(name)]
+    modules = dict(model.named_modules())
+    if name not in modules:
+        known = ", ".join(path for path in modules if path and path.count(".") < 2)
+        raise ConfigError(f"freeze={name} is no part of this network; it has: backbone, {known}")
+    return [modules[name]]
+
+
+# ---- weight average ------------------------------------------------------------------------
 
 
 class WeightAverage:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from detector.callbacks import Callbacks
 from detector.checkpoint import load_weights, save_checkpoint
 from detector.compiled import compiled
-from detector.config import AUTO, Hyp, TrainConfig
+from detector.config import AUTO, Hyp, TrainConfig, check_schedule
 from detector.data.cache import ImageCache
 from detector.data.description import load_data, read_split, single_class
 from detector.data.loader import TrainingLoader, TrainingPictures
@@ -31,7 +31,7 @@ from detector.evaluate import Settings, evaluate_family
 from detector.families import build_family
 from detector.metrics import METRIC_NAMES, fitness
 from detector.models import build_model
-from detector.optim import Schedule, WeightAverage, build_optimizer, set_step
+from detector.optim import WeightAverage, build_optimizer, freeze, hold, rate_scale, set_step
 from detector.pictures import draw_batch
 from detector.record import (
     Row,
@@ -43,6 +43,7 @@ from detector.record import (
     write_settings,
 )
 from detector.result import Result
+from detector.schedule import Schedule
 from detector.state import TrainingState, read_state
 from detector.tracking import NullTracker, Tracker
 from detector.validation import reference_losses
@@ -80,6 +81,7 @@ def train(
     tracker, callbacks = tracker or NullTracker(), callbacks or Callbacks()
     weights = directory / "weights"
     fitness(dict.fromkeys(METRIC_NAMES, 0.0), config.fitness)  # its weights, before any work
+    check_schedule(config.schedule, hyp, config.epochs)
     budget = seconds_of(config.time)
 
     # ---- device and precision
@@ -113,6 +115,7 @@ def train(
         if loaded.reinitialised:
             log.info("re-initialised: %s", ", ".join(loaded.reinitialised))
     network = network.to(device, memory_format=torch.channels_last)
+    frozen = freeze(network, config.freeze)
     family = build_family(network, hyp)
     if config.batch == AUTO:
         config = dataclasses.replace(
@@ -122,6 +125,7 @@ def train(
     optimizer = build_optimizer(config.optimizer, network, hyp)
     average = WeightAverage(network, hyp.ema_decay, hyp.ema_tau)
     averaged = build_family(average.module, hyp)
+    rates = config.warmup, rate_scale(config, hyp)
     parameters = [weight for weight in network.parameters() if weight.requires_grad]
     loader = TrainingLoader(
         TrainingPictures(train_samples, train_cache, config.imgsz, hyp, config.seed),
@@ -154,11 +158,12 @@ def train(
     ended = "finished"
     while state.epoch < state.epochs and ended == "finished":
         epoch, epoch_started = state.epoch + 1, time.monotonic()
-        schedule = Schedule(config.schedule, hyp, state.epochs, steps_per_epoch)
+        schedule = Schedule(config.schedule, hyp, state.epochs, steps_per_epoch, *rates)
         tail = epoch > state.epochs - hyp.no_aug_epochs
         if tail:
             family.enter_tail()
         network.train()
+        hold(frozen)
         if config.image_weights:
             loader.order.weights = image_weights(train_samples, state.class_map)
         skipped = state.epoch_step

@@ -132,7 +132,7 @@ def test_each_dead_hyperparameter_is_named(
             "yolox-pica is not a known network; did you mean",
         ),
         ("data", {"choices": ["absent.yaml", "too.yaml"]}, "absent.yaml"),
-        ("optimizer", {"choices": ["SGD", "Adam"]}, "optimizer='Adam'"),
+        ("optimizer", {"choices": ["SGD", "Adan"]}, "optimizer='Adan'"),
     ],
 )
 def test_a_value_that_no_training_would_take_is_found_before_the_first_trial(
@@ -146,7 +146,7 @@ def test_everything_can_be_searched(tiny_set: Path, tmp_path: Path) -> None:
     space = {
         "model": {"choices": ["yolox-pico", "yolox:depth=0.33,width=0.125"]},
         "imgsz": {"low": 64, "high": 96, "step": 32, "int": True},
-        "optimizer": {"choices": ["SGD", "AdamW"]},
+        "optimizer": {"choices": ["SGD", "Muon"]},
         "nbs": {"low": 2, "high": 8, "log": True, "int": True},
         "batch": {"choices": [2, 4]},
         "schedule": {"choices": ["cosine", "constant"]},

@@ -1,73 +1,85 @@
+import logging
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from detector.config import Hyp
+from detector import config
+from detector.config import Hyp, TrainConfig
+from detector.errors import ConfigError
+from detector.models import build_model
 from detector.optim import (
-    Schedule,
+    OPTIMIZERS,
     WeightAverage,
     build_optimizer,
+    freeze,
+    hold,
     parameter_groups,
+    rate_scale,
     set_step,
 )
 
 
-def schedule(name: str, epochs: int, steps: int, **values: float) -> Schedule:
-    return Schedule(name, Hyp(**{"warmup_epochs": 0, "no_aug_epochs": 0, **values}), epochs, steps)
+def test_every_name_that_can_be_chosen_has_an_optimizer_and_nothing_else() -> None:
+    assert set(OPTIMIZERS) == set(config.OPTIMIZERS)
 
 
-def test_warmup_is_quadratic_and_its_last_step_reaches_the_full_rate() -> None:
-    rates = schedule("constant", 10, 4, lr0=0.16, warmup_epochs=1)
-    # ((step + 1) / 4) ** 2 * 0.16
-    assert [rates.learning_rate(step) for step in range(5)] == pytest.approx(
-        [0.01, 0.04, 0.09, 0.16, 0.16]
-    )
+# ---- optimizers
 
 
-def test_one_batch_per_epoch_still_reaches_the_full_rate() -> None:  # B-02
-    rates = schedule("constant", 5, 1, lr0=0.1, warmup_epochs=1)
-    assert rates.learning_rate(0) == pytest.approx(0.1)
+def two_steps(name: str, **values: float) -> list[float]:
+    """Return a weight of 1 (with decay) after each of two steps with the gradients 2 and 1."""
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(1.0)
+    optimizer = build_optimizer(name, model, Hyp(lr0=0.1, momentum=0.5, **values))
+    seen = []
+    for gradient in (2.0, 1.0):
+        model.weight.grad = torch.full((1, 1), gradient)
+        optimizer.step()
+        seen.append(model.weight.item())
+    return seen
 
 
-def test_warmup_never_takes_more_than_half_of_the_run() -> None:  # B-40
-    rates = schedule("cosine", 4, 5, lr0=0.1, warmup_epochs=100)
-    assert rates.warmup == 10
-    assert rates.learning_rate(9) == pytest.approx(0.1)
+def test_two_steps_of_sgd_worked_by_hand() -> None:
+    # gradient with decay: 2 + 0.1 * 1 = 2.1; the first buffer is the gradient itself
+    # step: 1 - 0.1 * (2.1 + 0.5 * 2.1) = 0.685
+    # then g = 1 + 0.0685, buffer 0.5 * 2.1 + g = 2.1185, 0.685 - 0.1 * (g + 0.5 * 2.1185)
+    expected = [0.685, 0.685 - 0.1 * (1.0685 + 1.05925)]
+    assert two_steps("SGD", weight_decay=0.1) == pytest.approx(expected)
 
 
-def test_warmup_starts_at_its_own_rate_and_momentum() -> None:
-    rates = schedule(
-        "constant", 4, 2, lr0=0.1, warmup_epochs=1, warmup_lr=0.02, warmup_momentum=0.5
-    )
-    # a quarter of the way: 0.02 + 0.08 / 4, 0.5 + 0.4 / 4
-    assert rates.learning_rate(0) == pytest.approx(0.04)
-    assert rates.momentum(0) == pytest.approx(0.6)
-    assert rates.momentum(1) == pytest.approx(0.9)
+def adam_by_hand(decay: float, decoupled: bool) -> list[float]:
+    """Kingma and Ba 2015 (algorithm 1), with L2 or decoupled decay, for the same two gradients."""
+    weight, mean, square, seen = 1.0, 0.0, 0.0, []
+    for step, gradient in enumerate((2.0, 1.0), 1):
+        if decoupled:
+            weight *= 1 - 0.1 * decay
+        else:
+            gradient += decay * weight
+        mean = 0.5 * mean + 0.5 * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        unbiased = mean / (1 - 0.5**step), square / (1 - 0.999**step)
+        weight -= 0.1 * unbiased[0] / (math.sqrt(unbiased[1]) + 1e-8)
+        seen.append(weight)
+    return seen
 
 
-def test_cosine_is_halfway_at_half_time_and_ends_at_the_final_fraction() -> None:
-    rates = schedule("cosine", 10, 10, lr0=1.0, lrf=0.2)
-    assert rates.learning_rate(49) == pytest.approx(0.6)  # 0.2 + 0.5 * 0.8 * (1 + cos(pi / 2))
-    assert rates.learning_rate(99) == pytest.approx(0.2)
+@pytest.mark.parametrize(("name", "decoupled"), [("Adam", False), ("AdamW", True), ("Muon", True)])
+def test_two_steps_of_the_adam_family_equal_the_paper(name: str, decoupled: bool) -> None:
+    # under Muon, a linear layer is no dense convolution and stays with AdamW
+    expected = adam_by_hand(0.1, decoupled)
+    assert two_steps(name, weight_decay=0.1) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_tail_that_fills_the_run_leaves_the_learning_rate_alone() -> None:
-    short = schedule("cosine", 4, 10, lr0=1.0, lrf=0.1, no_aug_epochs=4)
-    whole = schedule("cosine", 4, 10, lr0=1.0, lrf=0.1)
-    assert [short.learning_rate(s) for s in range(40)] == [
-        whole.learning_rate(s) for s in range(40)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("epochs", "expected"),
-    [(1, [1]), (2, [1, 1]), (5, [1, 1, 1, 1, 0.01]), (10, [1] * 8 + [0.1, 0.01])],
-)
-def test_multistep_falls_at_80_and_90_percent(epochs: int, expected: list[float]) -> None:  # B-01
-    rates = schedule("multistep", epochs, 3, lr0=1.0)
-    assert [rates.learning_rate(3 * epoch) for epoch in range(epochs)] == pytest.approx(expected)
+def test_without_momentum_sgd_is_plain_gradient_descent() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(1.0)
+    optimizer = build_optimizer("SGD", model, Hyp(lr0=0.1, momentum=0.0, weight_decay=0.0))
+    for _ in range(2):
+        model.weight.grad = torch.full((1, 1), 2.0)
+        optimizer.step()
+    assert model.weight.item() == pytest.approx(1 - 2 * 0.1 * 2)
 
 
 def test_norms_and_biases_have_no_weight_decay() -> None:
@@ -78,13 +90,97 @@ def test_norms_and_biases_have_no_weight_decay() -> None:
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
 
 
-@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_rate_and_momentum_of_a_step_reach_every_group(name: str) -> None:
     optimizer = build_optimizer(name, nn.Linear(2, 2), Hyp())
     set_step(optimizer, 0.25, 0.5)
     for group in optimizer.param_groups:
         assert group["lr"] == 0.25
         assert group.get("momentum", group.get("betas", (None,))[0]) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "scaled"),
+    [("SGD", 0.04), ("Adam", 0.02), ("AdamW", 0.02), ("Muon", 0.02)],
+)
+def test_a_rate_is_scaled_to_the_batch_on_request_and_said(
+    name: str, scaled: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    # from 16 images to 64: times 4 under SGD, times sqrt(4) under the others
+    with caplog.at_level(logging.INFO, "detector"):
+        factor = rate_scale(TrainConfig(optimizer=name, scale_lr=16), Hyp(lr0=0.01, nbs=64))
+    assert 0.01 * factor == pytest.approx(scaled)
+    assert caplog.messages == [f"lr0 0.01 at 16 images a step becomes {scaled} at 64"]
+
+
+def test_a_rate_is_left_alone_without_a_request() -> None:
+    assert rate_scale(TrainConfig(), Hyp(nbs=64)) == 1.0
+
+
+# ---- frozen parts
+
+
+def test_a_frozen_backbone_neither_learns_nor_counts() -> None:
+    model = build_model("yolox-pico", 2)
+    frozen = freeze(model, "backbone")
+    backbone = model.backbone.backbone
+    assert frozen == [backbone]
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    optimizer = build_optimizer("AdamW", model, Hyp())
+    model.train()
+    hold(frozen)
+    sum(level.square().mean() for level in model(torch.rand(2, 3, 64, 64))).backward()
+    optimizer.step()
+    assert not any(module.training for module in backbone.modules())
+    assert model.head.training
+    assert all(torch.equal(before[name], v) for name, v in backbone.state_dict().items())
+    assert model.backbone.lateral_conv0.bn.num_batches_tracked == 1
+
+
+def test_a_number_freezes_that_many_leading_blocks() -> None:
+    model = build_model("yolox-pico", 2)
+    freeze(model, "2")
+    backbone = model.backbone.backbone
+    still = [name for name, block in backbone.named_children() if not _learns(block)]
+    assert still == ["stem", "dark2"]
+    assert all(_learns(part) for part in (model.head, model.backbone.C3_p4))
+
+
+def test_modules_are_frozen_by_name() -> None:
+    model = build_model("yolox-pico", 2)
+    freeze(model, "backbone, head.stems")
+    assert not _learns(model.head.stems)
+    assert not _learns(model.backbone.backbone)
+    assert _learns(model.head.cls_convs)
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(weight.requires_grad for weight in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("neck", "freeze=neck is no part of this network; it has: backbone,"),
+        ("0", "freeze=0: the backbone has 5 blocks (stem, dark2, dark3, dark4, dark5)"),
+        ("6", "give 1 to 5"),
+    ],
+)
+def test_a_part_that_does_not_exist_is_named(names: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        freeze(build_model("yolox-pico", 2), names)
+    assert message in str(caught.value)
+
+
+def test_a_network_that_is_frozen_whole_is_refused() -> None:
+    model = build_model("yolox-pico", 2)
+    freeze(model, "backbone,head")
+    model.backbone.requires_grad_(False)
+    with pytest.raises(ConfigError, match="nothing is left to train"):
+        build_optimizer("SGD", model, Hyp())
+
+
+# ---- weight average
 
 
 def test_average_follows_the_ramped_decay() -> None:

@@ -98,6 +98,33 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_a_resumed_run_with_muon_equals_an_uninterrupted_one(
+    tiny_set: Path, tmp_path: Path
+) -> None:
+    config, hyp = settings(tiny_set, optimizer="Muon", schedule="linear", warmup="burn-in")
+    whole = train(config, hyp, tmp_path / "whole")
+    train(config, hyp, tmp_path / "parts", report=lambda epoch, metrics: epoch == 1)
+    assert train(config, hyp, tmp_path / "parts", resume=True).metrics == whole.metrics
+
+
+def test_weights_of_a_longer_run_start_at_epoch_0_with_a_fresh_optimizer(
+    tiny_set: Path, tmp_path: Path
+) -> None:  # B-21
+    config, hyp = settings(tiny_set, epochs=3)
+    train(config, hyp, tmp_path / "source")
+    source = tmp_path / "source" / "weights" / "last.pt"
+    config, hyp = settings(tiny_set, epochs=1, weights=str(source), freeze="backbone")
+    result = train(config, hyp, tmp_path / "next")
+    assert result.epochs == 1
+    state = read_checkpoint(tmp_path / "next" / "weights" / "last.pt")["state"]
+    assert (state["epoch"], state["step"]) == (1, 2)
+    assert {int(part["step"]) for part in state["optimizer"]["state"].values()} == {2}
+    before = read_checkpoint(source)["weights"]
+    for name, value in state["network"].items():
+        if name.startswith("backbone.backbone."):
+            assert torch.equal(value, before[name]), name
+
+
 def test_resuming_a_finished_run_returns_its_result(tiny_set: Path, tmp_path: Path) -> None:  # B-19
     config, hyp = settings(tiny_set)
     first = train(config, hyp, tmp_path / "run")

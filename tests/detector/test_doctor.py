@@ -287,6 +287,21 @@ def test_voc_problems_are_all_found(tmp_path: Path) -> None:
     assert "a.xml: 60x80, the image has 80x60" in places["label-size", "train"][0]
 
 
+def test_empty_list_of_images_is_told_and_the_other_split_is_read(tmp_path: Path) -> None:
+    path = write_voc(tmp_path, {"a": BOTH, "va": BOTH})
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("\n \n")
+    examination = examine(path)
+    assert "train.txt: no images: the list is empty" in found(examination)["split", "train"][0]
+    assert examination.tallies["val"].images == 1
+
+
+def test_lines_twice_with_extensions_or_carriage_returns_are_one_image(tmp_path: Path) -> None:
+    path = write_voc(tmp_path, {"a": BOTH, "va": BOTH})
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_bytes(b"a\r\na.png\r\n\r\na\r\n")
+    examination = examine(path)
+    assert examination.findings == [] and examination.tallies["train"].images == 1
+
+
 def write_coco(root: Path, table: dict[str, Any]) -> Path:
     """Write a train split with this table and images a to c, and a sound val split."""
     for split, stems in (("train", "abc"), ("valid", "d")):

@@ -10,6 +10,7 @@ import pytest
 from detector.data import layout
 from detector.data.description import DataConfig, load_data, read_split
 from detector.data.sample import Sample
+from detector.doctor import examine
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -103,3 +104,28 @@ def test_shapes_description_is_valid_and_its_classes_are_known(tmp_path: Path) -
     data = load_data(tmp_path / "shapes.yaml")
     assert data.names == ("circle", "triangle", "square")
     assert len(read_split(data, "train")) == 4
+
+
+@pytest.mark.usefixtures("real")
+def test_doctor_finds_what_is_known_of_bccd() -> None:
+    load_real("bccd")
+    examination = examine(REPOSITORY / "data" / "bccd.yaml")
+    places = {(one.rule, one.split): one.places for one in examination.findings}
+    assert list(places) == [
+        ("image-leak-alike", "val"), ("box-empty", "train"), ("box-empty", "val")
+    ]  # fmt: skip
+    assert "BloodImage_00343.xml" in places["box-empty", "train"][0]
+    assert "BloodImage_00338.xml" in places["box-empty", "val"][0]
+    (pair,) = places["image-leak-alike", "val"]  # one field, seen twice with another focus
+    assert "BloodImage_00037.jpg: like" in pair and "BloodImage_00038.jpg" in pair
+
+
+@pytest.mark.usefixtures("real")
+def test_doctor_finds_what_is_known_of_chess() -> None:
+    load_real("chess")
+    examination = examine(REPOSITORY / "data" / "chess.yaml", quick=True)
+    places = {(one.rule, one.split): one.places for one in examination.findings}
+    assert list(places) == [("box-duplicate", "train"), ("class-ignored", "train")]
+    assert "annotation id 1325: the same box as" in places["box-duplicate", "train"][0]
+    assert places["class-ignored", "train"][0].endswith("1 of class 'bishop'")
+    assert examination.tallies["test"].background == 1

@@ -1,18 +1,21 @@
 """Augmentation in two steps: a `Plan` of sampled numbers, then a picture drawn from the plan.
 
 Every geometric change (letterbox, mosaic tile, affine, perspective, flip) is one 3 x 3 homography
-from source pixels to output pixels, so each source image is resampled once and its boxes follow
-the same matrix. Renderers only read the plan; they draw no random numbers.
+from source pixels to output pixels, so each source image is resampled once and its boxes and
+outlines follow the same matrix. Coordinates are continuous: the first pixel is 0 to 1, its centre
+is at 0.5. `render` (OpenCV, one picture) and `render_device` (torch, a batch) only read the plan;
+they draw no random numbers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import cv2
 import numpy as np
 
 from detector.config import Hyp
+from detector.data.outlines import Outlines, fill_rings
 
 GRAY = 114  # padding, all channels
 MIN_SIDE = 2.0  # pixels: a box that is thinner after clipping is dropped
@@ -28,10 +31,15 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Layer:
-    """One source image and the homography that places it in the output (pixels to pixels)."""
+    """One source image and the homography that places it in the output (pixels to pixels).
+
+    A layer with `objects` shows these objects of its image alone, inside `rings`.
+    """
 
     index: int
     matrix: np.ndarray  # (3, 3) float64
+    objects: tuple[int, ...] | None = None
+    rings: tuple[np.ndarray, ...] = ()  # (k, 2) polygons in output pixels
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,15 @@ class Plan:
     size: tuple[int, int]  # (height, width) of the output
     scenes: tuple[tuple[Layer, ...], ...]
     hsv: tuple[float, float, float] = (0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Donors:
+    """What copy-paste takes objects from: boxes and outlines of all sources, in their pixels."""
+
+    boxes: Sequence[np.ndarray]
+    outlines: Sequence[Outlines | None]
+    indices: np.ndarray  # the sources that have an outline
 
 
 def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, float]:
@@ -72,12 +89,13 @@ def sample_plan(
     hyp: Hyp,
     rng: np.random.Generator,
     tail: bool = False,
+    donors: Donors | None = None,
 ) -> Plan:
     """Draw the plan of training picture `index`.
 
     `shapes` are the (height, width) of all source images as they will be handed to the renderer;
-    `tail` is the no-augmentation phase: letterbox, flips and colour only. The source of the
-    mosaic is the YOLOX paper (arXiv 2107.08430, section 2.2); mixup is arXiv 1710.09412.
+    `tail` is the no-augmentation phase: letterbox, flips and colour only. Sources: mosaic is of the
+    YOLOX paper (arXiv 2107.08430, section 2.2), mixup of 1710.09412, copy-paste of 2012.07177.
     """
     mosaic = not tail and rng.random() < hyp.mosaic
     if mosaic:
@@ -85,9 +103,13 @@ def sample_plan(
     elif tail:
         base = (Layer(index, _fit(shapes[index], size)),)
     else:
-        change = _affine(size, (1 - hyp.scale, 1 + hyp.scale), hyp, rng)
+        change = _affine(size, _zooms(hyp, mosaic), hyp, rng)
         base = (Layer(index, change @ _fit(shapes[index], size)),)
-    scenes = [_flipped(base, size, hyp, rng)]
+    # Without donors no number is drawn: the other numbers stay what they were.
+    if donors is not None and not tail and hyp.copy_paste and rng.random() < hyp.copy_paste:
+        zooms = _zooms(hyp, mosaic)
+        base = (*base, _pasted(donors, shapes, size, zooms, hyp, rng))
+    scenes = [_with_rings(_flipped(base, size, hyp, rng), donors, size)]
     if mosaic and rng.random() < hyp.mixup:
         other = int(rng.integers(len(shapes)))
         zoom = _zoom(rng.uniform(hyp.mixup_scale_min, hyp.mixup_scale_max), size)
@@ -111,13 +133,14 @@ def _fit(shape: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
     return np.diag([scale, scale, 1.0])
 
 
-def _shift(x: float, y: float) -> np.ndarray:
+def shift(x: float, y: float) -> np.ndarray:
+    """Return the translation by x, y pixels as a matrix."""
     return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], dtype=np.float64)
 
 
 def _zoom(scale: float, size: tuple[int, int]) -> np.ndarray:
     height, width = size
-    centre = _shift(width / 2, height / 2)
+    centre = shift(width / 2, height / 2)
     return centre @ np.diag([scale, scale, 1.0]) @ np.linalg.inv(centre)
 
 
@@ -132,16 +155,22 @@ def _mosaic(
     height, width = size
     centre_x, centre_y = rng.uniform(0.5, 1.5) * width, rng.uniform(0.5, 1.5) * height
     sources = [index, *(int(other) for other in rng.integers(len(shapes), size=3))]
-    canvas_to_output = _affine(size, (hyp.mosaic_scale_min, hyp.mosaic_scale_max), hyp, rng)
-    canvas_to_output = canvas_to_output @ _shift(-width / 2, -height / 2)
+    canvas_to_output = _affine(size, _zooms(hyp, True), hyp, rng)
+    canvas_to_output = canvas_to_output @ shift(-width / 2, -height / 2)
     layers = []
     for corner, source in enumerate(sources):
         fit = _fit(shapes[source], size)
         tile_height, tile_width = shapes[source][0] * fit[0, 0], shapes[source][1] * fit[0, 0]
         left = centre_x - tile_width if corner % 2 == 0 else centre_x
         top = centre_y - tile_height if corner < 2 else centre_y
-        layers.append(Layer(source, canvas_to_output @ _shift(left, top) @ fit))
+        layers.append(Layer(source, canvas_to_output @ shift(left, top) @ fit))
     return tuple(layers)
+
+
+def _zooms(hyp: Hyp, mosaic: bool) -> tuple[float, float]:
+    if mosaic:
+        return hyp.mosaic_scale_min, hyp.mosaic_scale_max
+    return 1 - hyp.scale, 1 + hyp.scale
 
 
 def _affine(
@@ -158,8 +187,8 @@ def _affine(
     rotate = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
     shear = np.array([[1, shear_x, 0], [shear_y, 1, 0], [0, 0, 1]])
     tilt = np.array([[1, 0, 0], [0, 1, 0], [tilt_x, tilt_y, 1]])
-    forth = _shift(width / 2 + move_x * width, height / 2 + move_y * height)
-    return forth @ shear @ rotate @ tilt @ _shift(-width / 2, -height / 2)
+    forth = shift(width / 2 + move_x * width, height / 2 + move_y * height)
+    return forth @ shear @ rotate @ tilt @ shift(-width / 2, -height / 2)
 
 
 def _flipped(
@@ -171,57 +200,74 @@ def _flipped(
         flip = np.array([[-1, 0, width], [0, 1, 0], [0, 0, 1.0]]) @ flip
     if rng.random() < hyp.flipud:
         flip = np.array([[1, 0, 0], [0, -1, height], [0, 0, 1.0]]) @ flip
-    return tuple(Layer(layer.index, flip @ layer.matrix) for layer in layers)
+    return tuple(replace(layer, matrix=flip @ layer.matrix) for layer in layers)
 
 
-# ---- drawing -------------------------------------------------------------------------------
+# ---- copy-paste ----------------------------------------------------------------------------
 
 
-def render(plan: Plan, images: Images) -> np.ndarray:
-    """Draw the plan with OpenCV; `images[i]` is source i, (h, w, 3) uint8 BGR. Mutates nothing."""
-    height, width = plan.size
-    pictures = []
-    for layers in plan.scenes:
-        canvas = np.full((height, width, 3), GRAY, dtype=np.uint8)
-        for layer in layers:
-            _draw_layer(canvas, images[layer.index], layer.matrix)
-        pictures.append(canvas)
-    picture = pictures[0]
-    if len(pictures) == 2:
-        picture = cv2.addWeighted(pictures[0], 0.5, pictures[1], 0.5, 0)
-    return _recolour(picture, plan.hsv)
+def _pasted(
+    donors: Donors,
+    shapes: Sequence[tuple[int, int]],
+    size: tuple[int, int],
+    zooms: tuple[float, float],
+    hyp: Hyp,
+    rng: np.random.Generator,
+) -> Layer:
+    """Choose another image, some of its objects (at least one) and a place for them."""
+    index = int(rng.choice(donors.indices))
+    outlines = donors.outlines[index]
+    assert outlines is not None
+    objects = outlines.objects
+    chosen = objects[rng.random(len(objects)) < 0.5]
+    if not len(chosen):
+        chosen = rng.choice(objects, 1)
+    matrix = _affine(size, zooms, hyp, rng) @ _fit(shapes[index], size)
+    return Layer(index, matrix, tuple(chosen.tolist()))
 
 
-def _draw_layer(canvas: np.ndarray, image: np.ndarray, matrix: np.ndarray) -> None:
-    """Warp `image` onto `canvas` in place; what the image does not cover stays as it is."""
-    size = (canvas.shape[1], canvas.shape[0])
-    # Continuous coordinates have pixel centres at +0.5, OpenCV's have them at whole numbers.
-    centred = _shift(-0.5, -0.5) @ matrix @ _shift(0.5, 0.5)
-    options: dict[str, Any] = {
-        "dst": canvas,
-        "flags": cv2.INTER_LINEAR,
-        "borderMode": cv2.BORDER_TRANSPARENT,
-    }
-    if np.array_equal(centred, np.eye(3)):
-        height, width = min(size[1], image.shape[0]), min(size[0], image.shape[1])
-        canvas[:height, :width] = image[:height, :width]
-    elif np.array_equal(centred[2], (0, 0, 1)):
-        cv2.warpAffine(image, centred[:2], size, **options)
-    else:
-        cv2.warpPerspective(image, centred, size, **options)
+def _with_rings(
+    layers: tuple[Layer, ...], donors: Donors | None, size: tuple[int, int]
+) -> tuple[Layer, ...]:
+    """Give pasted objects their outlines in the output; those that lose their box are left out."""
+    placed = []
+    for layer in layers:
+        if layer.objects is not None:
+            assert donors is not None
+            boxes = donors.boxes[layer.index][list(layer.objects)]
+            _, keep = _move_boxes(boxes, layer.matrix, size)
+            objects = tuple(
+                number for number, kept in zip(layer.objects, keep, strict=True) if kept
+            )
+            outlines = donors.outlines[layer.index]
+            if not objects or outlines is None:
+                continue
+            rings = (front_outline(ring, layer.matrix) for ring in outlines.rings(objects))
+            seen = tuple(ring for ring in rings if len(ring) > 2)
+            layer = replace(layer, objects=objects, rings=seen)
+        placed.append(layer)
+    return tuple(placed)
 
 
-def _recolour(image: np.ndarray, hsv: tuple[float, float, float]) -> np.ndarray:
-    """Shift the hue and multiply saturation and value through look-up tables."""
-    if hsv == (0.0, 1.0, 1.0):
-        return image
-    levels = np.arange(256)
-    hue = ((levels + round(hsv[0] * 180)) % 180).astype(np.uint8)
-    saturation = np.clip(levels * hsv[1], 0, 255).astype(np.uint8)
-    value = np.clip(levels * hsv[2], 0, 255).astype(np.uint8)
-    table = np.stack((hue, saturation, value), axis=-1)[None]  # (1, 256, 3)
-    changed = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), table)
-    return cv2.cvtColor(changed, cv2.COLOR_HSV2BGR)
+def front_outline(ring: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Return the part of a polygon (k, 2) that lies in front of the picture, in output pixels."""
+    points = np.concatenate((ring, np.ones((len(ring), 1))), axis=-1) @ matrix.T  # (k, 3)
+    if (points[:, 2] > NEAREST).all():
+        return points[:, :2] / points[:, 2:]
+    return _cut_behind(points)
+
+
+def _cut_behind(points: np.ndarray) -> np.ndarray:
+    """Cut a homogeneous polygon (k, 3) at w = NEAREST. Source: Sutherland and Hodgman, 1974."""
+    kept = []
+    for start, end in zip(points, np.roll(points, -1, axis=0), strict=True):
+        if start[2] > NEAREST:
+            kept.append(start)
+        if (start[2] > NEAREST) != (end[2] > NEAREST):
+            share = (NEAREST - start[2]) / (end[2] - start[2])
+            kept.append(start + share * (end - start))
+    cut = np.array(kept).reshape(-1, 3)
+    return cut[:, :2] / cut[:, 2:]
 
 
 # ---- boxes ---------------------------------------------------------------------------------
@@ -233,17 +279,33 @@ def place_boxes(
     """Return boxes (n, 4) float32 xyxy output pixels and labels (n,) of all layers of a plan.
 
     `boxes[i]`, `labels[i]` belong to source i, in its pixels. A box is dropped when less than
-    `MIN_VISIBLE` of it stays inside the picture or a side falls below `MIN_SIDE`.
+    `MIN_VISIBLE` of it stays inside the picture or is left uncovered by a pasted object, or when a
+    side falls below `MIN_SIDE`.
     """
-    parts, names = [], []
-    for layer in (layer for layers in plan.scenes for layer in layers):
-        moved, keep = _move_boxes(boxes[layer.index], layer.matrix, plan.size)
-        parts.append(moved[keep])
-        names.append(labels[layer.index][keep])
-    return (
-        np.concatenate(parts).astype(np.float32).reshape(-1, 4),
-        np.concatenate(names).astype(np.int64),
-    )
+    parts, names = [np.zeros((0, 4))], [np.zeros(0, dtype=np.int64)]
+    for layers in plan.scenes:
+        first = len(parts)
+        for layer in layers:
+            own = slice(None) if layer.objects is None else list(layer.objects)
+            moved, keep = _move_boxes(boxes[layer.index][own], layer.matrix, plan.size)
+            if layer.rings:
+                cover = fill_rings(layer.rings, plan.size)
+                for part in range(first, len(parts)):
+                    seen = _visible_share(parts[part], cover) >= MIN_VISIBLE
+                    parts[part], names[part] = parts[part][seen], names[part][seen]
+            parts.append(moved[keep])
+            names.append(labels[layer.index][own][keep])
+    return np.concatenate(parts).astype(np.float32), np.concatenate(names).astype(np.int64)
+
+
+def _visible_share(boxes: np.ndarray, cover: np.ndarray) -> np.ndarray:
+    """Return which share of the pixels of each box (n, 4) the mask `cover` (H, W) leaves free."""
+    covered = cv2.integral(cover)  # (H + 1, W + 1): sums above and left of each corner
+    left, top, right, bottom = np.rint(boxes).astype(np.int64).T
+    area = np.maximum((right - left) * (bottom - top), 1)
+    hidden = covered[bottom, right] - covered[top, right]
+    hidden = hidden - covered[bottom, left] + covered[top, left]
+    return 1 - hidden / area
 
 
 def _move_boxes(

@@ -24,6 +24,8 @@ WARMUPS = ("quadratic", "linear", "burn-in")
 # Those without a final value come last.
 SCHEDULES = ("cosine", "yolox", "linear", "exponential", "inverse", "multistep", "constant")
 RAMPS = SCHEDULES[:5]
+CACHES = ("auto", "ram", "disk", "none")
+RENDERERS = ("auto", "cpu", "device")
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class Hyp:
     mixup: float = gene(0.0, 0.0, 1.0, "probability of blending another image in", WITH_MOSAIC)
     mixup_scale_min: float = gene(0.5, 0.05, 10.0, "smallest scale of the other image", WITH_MIXUP)
     mixup_scale_max: float = gene(1.5, 0.05, 10.0, "largest scale of the other image", WITH_MIXUP)
+    copy_paste: float = gene(0.0, 0.0, 1.0, "probability of pasting masked objects", BEFORE_TAIL)
     degrees: float = gene(0.0, 0.0, 180.0, "rotation, +- degrees", BEFORE_TAIL)
     translate: float = gene(0.1, 0.0, 1.0, "shift, +- fraction of the side", BEFORE_TAIL)
     scale: float = gene(0.5, 0.0, 0.95, "zoom of a single image, 1 +- this", WITHOUT_FULL_MOSAIC)
@@ -178,6 +181,12 @@ class TrainConfig:
     amp: bool = option(True, "mixed precision where the device has it")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, ...")
     workers: int = option(-1, "processes that load images; -1: by device", -1)
+    cache: str = option("auto", "where decoded images are kept", choices=CACHES)
+    render: str = option("auto", "where training pictures are drawn", choices=RENDERERS)
+    multi_scale: float = option(
+        0.0, "vary the training size by this fraction; 0: off", 0.0, high=0.9
+    )
+    multi_scale_every: int = option(10, "steps between two training sizes", 1)
     val_every: int = option(1, "evaluate every n epochs and at the last one", 1)
     validate: bool = option(True, "false: never evaluate; the last weights are the best then")
     val_loss: bool = option(

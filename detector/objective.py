@@ -97,6 +97,8 @@ def preflight(
             reasons = dead if reasons is None else {k: v for k, v in reasons.items() if k in dead}
         dead_where.append((chosen, reasons or {}))
     found = {name: _finding(name, space, dead_where) for name in space}
+    if "copy_paste" in space and not found["copy_paste"]:
+        found["copy_paste"] = _without_masks(config, space)
     return {name: finding for name, finding in found.items() if finding}
 
 
@@ -109,6 +111,21 @@ def _check_files(config: TrainConfig, space: Mapping[str, Mapping[str, Any]]) ->
         with torch.device("meta"):
             for model in space.get("model", {}).get("choices", [config.model]):
                 build_model(model, data.num_classes)
+
+
+def _without_masks(
+    config: TrainConfig, space: Mapping[str, Mapping[str, Any]]
+) -> str | dict[str, Any]:
+    """Return why copy-paste is dead, for which data sets alone it acts, or nothing."""
+    choices = space.get("data", {}).get("choices", [config.data])
+    samples = {path: read_split(load_data(path), "train") for path in choices}
+    acting = [
+        path for path in choices if any(sample.outlines is not None for sample in samples[path])
+    ]
+    if len(acting) == len(choices):
+        return ""
+    reason = "the data has no masks"
+    return {"when": {"data": acting}, "reason": reason} if acting else reason
 
 
 def _chosen(space: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -23,7 +23,7 @@ log = logging.getLogger("detector")
 
 # Settings that may differ between two parts of a run: they do not change what is computed.
 FREE = (
-    *("device", "workers", "batch", "compile"),
+    *("device", "workers", "batch", "compile", "cache", "render"),
     *("val_every", "validate", "val_loss", "patience", "time"),
 )
 METRICS = ("fitness", *METRIC_NAMES)

@@ -21,9 +21,16 @@ from detector.compiled import compiled
 from detector.config import AUTO, Hyp, TrainConfig, check_schedule
 from detector.data.cache import ImageCache
 from detector.data.description import load_data, read_split, single_class
-from detector.data.loader import TrainingLoader, TrainingPictures
+from detector.data.loader import TrainingLoader, TrainingPictures, side_range, training_side
 from detector.data.wrappers import chosen_samples, image_weights
-from detector.device_memory import OutOfMemory, automatic_batch, peak_memory, rehearse, release
+from detector.device_memory import (
+    OutOfMemory,
+    automatic_batch,
+    free_memory,
+    peak_memory,
+    rehearse,
+    release,
+)
 from detector.distributed import amp_dtype, choose_device
 from detector.duration import planned_epochs, seconds_of
 from detector.errors import TrainingDiverged
@@ -42,6 +49,7 @@ from detector.record import (
     write_results,
     write_settings,
 )
+from detector.render_device import device_sources
 from detector.result import Result
 from detector.schedule import Schedule
 from detector.state import TrainingState, read_state
@@ -100,8 +108,9 @@ def train(
     all_samples = read_split(data, "train")
     train_samples = chosen_samples(all_samples, config)
     val_samples = read_split(data, "val") if config.validate else []
-    train_cache = ImageCache(train_samples, config.imgsz, among=all_samples)
-    val_cache = ImageCache(val_samples, config.imgsz)
+    train_cache = ImageCache(train_samples, config.imgsz, among=all_samples, where=config.cache)
+    val_cache = ImageCache(val_samples, config.imgsz, where=config.cache)
+    sources = device_sources(config.render, train_cache, device, free_memory(device))
     steps_per_epoch = -(-len(train_samples) // hyp.nbs)
 
     # ---- network, loss, optimizer, average
@@ -119,7 +128,7 @@ def train(
     family = build_family(network, hyp)
     if config.batch == AUTO:
         config = dataclasses.replace(
-            config, batch=automatic_batch(family, config.imgsz, hyp.nbs, device, amp)
+            config, batch=automatic_batch(family, side_range(config)[1], hyp.nbs, device, amp)
         )
         log.info("batch: %d images at once, of %d in a step", config.batch, hyp.nbs)
     optimizer = build_optimizer(config.optimizer, network, hyp)
@@ -134,6 +143,7 @@ def train(
         workers=_worker_count(config.workers, device),
         pin_memory=device.type == "cuda",
         rect=config.rect,
+        sources=sources,
     )
     if config.compile:
         images = min(config.batch, hyp.nbs)
@@ -176,16 +186,17 @@ def train(
             if state.step == 0:
                 draw_batch(window[0], data.names, directory / "train_batch0.jpg")
             set_step(optimizer, schedule.learning_rate(state.step), schedule.momentum(state.step))
+            side = training_side(config, state.step)
             sums: dict[str, torch.Tensor] = {}
             try:
                 for batch in window:
-                    batch = batch.to(device)
+                    batch = batch.to(device).resized(side)
                     with torch.autocast(**autocast):
                         parts, positives = family.losses(batch.images, batch.targets)
                     scaler.scale(parts["total"]).backward()
                     add_to(sums, parts | {"positives": positives})
             except torch.OutOfMemoryError as error:
-                raise OutOfMemory(config.imgsz, min(config.batch, hyp.nbs)) from error
+                raise OutOfMemory(side, min(config.batch, hyp.nbs)) from error
             scaler.unscale_(optimizer)
             # One division for the whole window: k micro-batches give the gradient of one batch.
             positives = sums.pop("positives").clamp(min=1)

@@ -96,7 +96,7 @@ def detector_row(name: str) -> int:
         ("config",),
         ("boxes",),
         ("distributed",),
-        ("data", "augment"),
+        ("data", "augment", "render", "render_device"),
         ("models",),
         ("assign",),
         ("losses",),

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from detector.data.labels import Box, Problems, checked_size, make_sample
+from detector.data.outlines import parse_segmentation
 from detector.data.sample import Sample
 from detector.errors import DataError
 
@@ -187,7 +190,16 @@ def _parse_box(row: dict[str, Any], label: int, place: str, problems: Problems) 
         problems.bad(f"{place}: bbox {bbox} has a negative size", "label-range")
         return []
     crowd = bool(row.get("iscrowd", 0))
-    return [Box((x, y, x + width, y + height), label, place, crowd=crowd)]
+    outline = [] if crowd else _parse_outline(row, place, problems)
+    return [Box((x, y, x + width, y + height), label, place, crowd=crowd, outline=outline)]
+
+
+def _parse_outline(row: dict[str, Any], place: str, problems: Problems) -> list[np.ndarray]:
+    try:
+        return parse_segmentation(row.get("segmentation"))
+    except DataError as error:
+        problems.bad_outline(f"{place}: {error}")
+        return []
 
 
 def _has_size(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from detector.data.images import image_size, read_image
+from detector.data.outlines import pack_outlines
 from detector.data.sample import Sample
 from detector.errors import DataError
 
@@ -34,6 +35,7 @@ class Problems:
     empty_boxes: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     ignored: dict[str, int] = field(default_factory=dict)
+    bad_outlines: list[str] = field(default_factory=list)
 
     @property
     def decodes(self) -> bool:
@@ -66,6 +68,10 @@ class Problems:
         """Note one object of a class that the description lists under `ignore`."""
         self.ignored[name] = self.ignored.get(name, 0) + 1
 
+    def bad_outline(self, message: str) -> None:
+        """Note a mask that cannot be read: its box is good, only copy-paste goes without it."""
+        self.bad_outlines.append(message)
+
     def report(self) -> None:
         """Log one summary line for each kind of problem that occurred."""
         if self.empty_boxes:
@@ -77,6 +83,11 @@ class Problems:
             log.warning(
                 "%s: skipped %d bad label(s) or image(s), first: %s",
                 self.source, len(self.skipped), self.skipped[0],
+            )  # fmt: skip
+        if self.bad_outlines:
+            log.warning(
+                "%s: %d mask(s) cannot be read, copy-paste goes without them, first: %s",
+                self.source, len(self.bad_outlines), self.bad_outlines[0],
             )  # fmt: skip
         for name, count in sorted(self.ignored.items()):
             log.warning("%s: ignored %d box(es) of class %r (ignore:)", self.source, count, name)
@@ -132,6 +143,7 @@ def make_sample(
         labels=np.array([box.label for box in kept], dtype=np.int64),
         difficult=np.array([box.difficult for box in kept], dtype=bool),
         crowd=np.array([box.crowd for box in kept], dtype=bool),
+        outlines=pack_outlines([box.outline for box in kept]),
     )
 
 

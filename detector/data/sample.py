@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from detector.data.outlines import Outlines
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
@@ -20,6 +22,7 @@ class Sample:
     labels: np.ndarray  # (n,) int64, 0 .. num_classes - 1
     difficult: np.ndarray  # (n,) bool: VOC `difficult`, ignored by VOC evaluation
     crowd: np.ndarray  # (n,) bool: COCO `iscrowd`, never trained on, ignored by COCO evaluation
+    outlines: Outlines | None = None  # the objects' masks, if the data set has any
 
     @property
     def id(self) -> str:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from detector.data.images import is_image, list_images
 from detector.data.labels import (
     Box,
@@ -82,16 +84,22 @@ def read_label_file(
     for number, line in lines:
         place = f"{path}:{number}"
         try:
-            label, (x1, y1, x2, y2) = parse_row(line, num_classes)
+            label, (x1, y1, x2, y2), polygon = parse_row(line, num_classes)
         except LabelError as error:
             problems.bad(f"{place}: {error}", error.check)
             continue
-        boxes.append(Box((x1 * width, y1 * height, x2 * width, y2 * height), label, place))
+        edges = (x1 * width, y1 * height, x2 * width, y2 * height)
+        outline = () if polygon is None else (polygon * np.array([width, height]),)
+        boxes.append(Box(edges, label, place, outline=outline))
     return boxes
 
 
-def parse_row(line: str, num_classes: int) -> tuple[int, tuple[float, float, float, float]]:
-    """Return the label and the box (xyxy, fractions of the image) of a box or polygon row.
+def parse_row(
+    line: str, num_classes: int
+) -> tuple[int, tuple[float, float, float, float], np.ndarray | None]:
+    """Return label, box (xyxy) and the (k, 2) polygon, if it is one, of a box or polygon row.
+
+    All are fractions of the image.
 
     Raises:
         LabelError: wrong number of columns, not a number, or out of range; without the place.
@@ -107,9 +115,9 @@ def parse_row(line: str, num_classes: int) -> tuple[int, tuple[float, float, flo
     values = [_parse_fraction(word) for word in words[1:]]
     if is_polygon:
         xs, ys = values[0::2], values[1::2]
-        return label, (min(xs), min(ys), max(xs), max(ys))
+        return label, (min(xs), min(ys), max(xs), max(ys)), np.array([xs, ys]).T
     xc, yc, w, h = values
-    return label, (xc - w / 2, yc - h / 2, xc + w / 2, yc + h / 2)
+    return label, (xc - w / 2, yc - h / 2, xc + w / 2, yc + h / 2), None
 
 
 def _parse_class(word: str, num_classes: int) -> int:

@@ -3,15 +3,17 @@ import pytest
 
 from detector.augment import (
     GRAY,
+    Donors,
     Layer,
     Plan,
     letterbox,
     place_boxes,
     plain_plan,
-    render,
     sample_plan,
 )
 from detector.config import Hyp
+from detector.data.outlines import pack_outlines
+from detector.render import render
 
 STILL = {
     "mosaic": 0.0,
@@ -175,3 +177,89 @@ def test_an_object_behind_a_steep_perspective_has_no_box() -> None:
     boxes = np.array([[5.0, 5, 15, 15], [30, 5, 60, 15], [55, 5, 60, 15]])
     _, labels = place_boxes(plan, [boxes], [np.arange(3)])
     assert labels.tolist() == [0]
+
+
+# ---- copy-paste
+
+
+def square(left: float, top: float, side: float) -> np.ndarray:
+    right, bottom = left + side, top + side
+    return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+
+
+def donors() -> Donors:
+    """Source 0 has no mask; source 1 two objects, each a square, of which the second has one."""
+    boxes = [np.array([[0.0, 0, 64, 64]]), np.array([[2.0, 2, 12, 12], [20, 10, 40, 30]])]
+    outlines = pack_outlines([[], [square(20, 10, 20)]])
+    return Donors(boxes, [None, outlines], np.array([1]))
+
+
+def pasted_plan(seed: int = 0, **values: float) -> Plan:
+    hyp = Hyp(**{**STILL, "copy_paste": 1.0, **values})
+    return sample_plan(0, [(64, 64)] * 2, (64, 64), hyp, rng(seed), donors=donors())
+
+
+def test_an_object_is_cut_out_of_another_image_and_brings_its_box() -> None:
+    plan = pasted_plan()
+    assert [layer.objects for layer in plan.scenes[0]] == [None, (1,)]
+    dark, light = np.full((64, 64, 3), 50, np.uint8), np.full((64, 64, 3), 250, np.uint8)
+    drawn = render(plan, [dark, light])[..., 0]
+    assert (drawn[11:29, 21:39] == 250).all()
+    drawn[9:32, 19:42] = 50  # the square and a pixel around it
+    assert (drawn == 50).all()
+    boxes, labels = place_boxes(plan, donors().boxes, [np.array([7]), np.array([8, 9])])
+    assert boxes.tolist() == [[0, 0, 64, 64], [20, 10, 40, 30]]
+    assert labels.tolist() == [7, 9]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_pasted_object_and_its_box_follow_one_matrix(seed: int) -> None:
+    plan = pasted_plan(seed, degrees=30, shear=5, scale=0.4, translate=0.2, fliplr=0.5, flipud=0.5)
+    assert len(plan.scenes[0]) == 2
+    only = Plan(plan.size, (plan.scenes[0][1:],))
+    white = np.full((64, 64, 3), 250, np.uint8)
+    rows, columns = np.nonzero(render(only, [white, white])[..., 0] == 250)
+    boxes, _ = place_boxes(only, donors().boxes, [np.zeros(1, int), np.zeros(2, int)])
+    bound = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert boxes[0] == pytest.approx(bound, abs=1.6)
+
+
+@pytest.mark.parametrize(("side", "kept"), [(18.0, False), (17.0, True)])
+def test_an_object_that_a_pasted_one_covers_loses_its_box(side: float, kept: bool) -> None:
+    # The box has 20 x 20 = 400 pixels. A pasted square of 18 between pixel centres fills 19 x 19,
+    # as both edges are drawn: 400 - 361 = 39 are left, less than a tenth; one of 17 leaves 76.
+    below = Layer(0, np.eye(3))
+    above = Layer(1, np.eye(3), (0,), (square(10.5, 10.5, side),))
+    plan = Plan((64, 64), ((below, above),))
+    box = np.array([[10.0, 10, 30, 30]])
+    _, labels = place_boxes(plan, [box, box], [np.array([0]), np.array([1])])
+    assert labels.tolist() == ([0, 1] if kept else [1])
+
+
+def test_boxes_of_another_scene_are_not_covered() -> None:
+    above = Layer(1, np.eye(3), (0,), (square(0, 0, 63),))
+    plan = Plan((64, 64), ((Layer(0, np.eye(3)), above), (Layer(0, np.eye(3)),)))
+    box = np.array([[10.0, 10, 30, 30]])
+    _, labels = place_boxes(plan, [box, box], [np.array([0]), np.array([1])])
+    assert labels.tolist() == [1, 0]
+
+
+def test_the_tail_and_data_without_masks_paste_nothing() -> None:
+    hyp = Hyp(copy_paste=1.0)
+    shapes = [(64, 64)] * 2
+    tail = sample_plan(0, shapes, (64, 64), hyp, rng(), tail=True, donors=donors())
+    assert len(tail.scenes[0]) == 1
+    plain = sample_plan(0, shapes, (64, 64), hyp, rng())
+    without = sample_plan(0, shapes, (64, 64), Hyp(), rng(), donors=donors())
+    for ours, other in zip(plain.scenes[0], without.scenes[0], strict=True):
+        assert np.array_equal(ours.matrix, other.matrix)  # and no other number changes
+
+
+def test_a_pasted_object_that_lands_outside_is_not_there() -> None:
+    found = [pasted_plan(seed, translate=1.0) for seed in range(40)]
+    counts = {len(plan.scenes[0]) for plan in found}
+    assert counts == {1, 2}
+    for plan in found:
+        boxes, _ = place_boxes(plan, donors().boxes, [np.zeros(1, int), np.zeros(2, int)])
+        shown = sum(len(layer.objects or ()) for layer in plan.scenes[0])
+        assert len(boxes) <= 1 + shown

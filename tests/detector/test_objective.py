@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,19 @@ def test_dead_hyperparameters_are_named_with_their_reason(tiny_set: Path) -> Non
     dead = preflight(tiny_set, ranges, schedule="multistep", mosaic=0)
     assert set(dead) == {"lrf", "mixup"}
     assert dead["lrf"] == "the schedule has no final value"
+
+
+def test_copy_paste_is_dead_for_data_without_masks(tiny_set: Path, tmp_path: Path) -> None:
+    space: dict[str, Any] = {"copy_paste": {"low": 0.0, "high": 1.0}}
+    assert preflight(tiny_set, space) == {"copy_paste": "the data has no masks"}
+    shutil.copytree(tiny_set.parent, tmp_path / "masked")
+    (tmp_path / "masked" / "labels" / "000.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.6\n")
+    text = "train: images\nval: images\nnames: [square, disc]\n"
+    (tmp_path / "masked" / "data.yaml").write_text(text)
+    masked = tmp_path / "masked" / "data.yaml"
+    assert preflight(masked, space) == {}
+    space["data"] = {"choices": [str(tiny_set), str(masked)]}
+    assert preflight(masked, space)["copy_paste"]["when"] == {"data": [str(masked)]}
 
 
 def test_a_hyperparameter_that_acts_somewhere_in_the_space_is_not_dead(tiny_set: Path) -> None:

@@ -75,10 +75,15 @@ def test_another_seed_gives_another_run(tiny_set: Path, tmp_path: Path) -> None:
     assert losses[0] != losses[1]
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"multi_scale": 0.5, "multi_scale_every": 1, "render": "device", "cache": "ram"}],
+    ids=["plain", "multi-scale, drawn by torch"],
+)
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
-    tiny_set: Path, tmp_path: Path
+    tiny_set: Path, tmp_path: Path, values: dict[str, Any]
 ) -> None:
-    config, hyp = settings(tiny_set, epochs=4, no_aug_epochs=1, mosaic=0.5)
+    config, hyp = settings(tiny_set, epochs=4, no_aug_epochs=1, mosaic=0.5, **values)
     whole = train(config, hyp, tmp_path / "whole")
 
     def interrupt(epoch: int, metrics: dict[str, float]) -> bool:

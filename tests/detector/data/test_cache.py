@@ -1,5 +1,6 @@
 import logging
 import multiprocessing
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,7 +10,14 @@ import cv2
 import numpy as np
 import pytest
 
-from detector.data.cache import ImageCache, content_digest, scaled_size
+from detector.data.cache import (
+    ImageCache,
+    SharedMemory,
+    content_digest,
+    free_memory,
+    scaled_size,
+)
+from detector.data.outlines import pack_outlines
 from detector.data.sample import Sample
 from detector.errors import DataError
 
@@ -204,3 +212,81 @@ def test_choices_from_one_set_share_its_file_if_it_fits(
     few = ImageCache(samples[2:], 64, tmp_path / "cache", limit_bytes=limit, among=samples)
     assert few.path not in (None, whole.path) and few.num_bytes < limit
     assert np.array_equal(few[1], expected(samples[3], 64))
+
+
+# ---- where images are kept
+
+
+@pytest.mark.parametrize("where", ["auto", "disk", "ram", "none"])
+def test_images_are_the_same_wherever_they_are_kept(
+    samples: list[Sample], tmp_path: Path, where: str
+) -> None:
+    cache = ImageCache(samples, 64, tmp_path / "cache", where=where)
+    travelled = pickle.loads(pickle.dumps(cache))  # as to a worker that is not a fork
+    for index, sample in enumerate(samples):
+        assert np.array_equal(cache[index], expected(sample, 64))
+        assert np.array_equal(travelled[index], expected(sample, 64))
+        for read in (cache[index], travelled[index]):
+            with pytest.raises(ValueError, match="read-only"):
+                read[0, 0] = 0
+    assert (tmp_path / "cache").exists() == (where in ("auto", "disk"))
+
+
+def test_memory_holds_the_images_after_their_files_are_gone(
+    samples: list[Sample], tmp_path: Path
+) -> None:
+    images = [expected(sample, 64) for sample in samples]
+    cache = ImageCache(samples, 64, tmp_path / "cache", where="ram")
+    for sample in samples:
+        sample.path.unlink()
+    assert all(np.array_equal(cache[index], image) for index, image in enumerate(images))
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memory files are of Linux")
+def test_memory_travels_as_a_name_and_ends_with_its_maker() -> None:
+    memory = SharedMemory(1 << 20)
+    memory.array(writable=True)[5] = 7
+    content = pickle.dumps(memory)
+    assert len(content) < 1000
+    assert pickle.loads(content).array()[5] == 7
+    del memory
+    with pytest.raises(FileNotFoundError):
+        pickle.loads(content).array()
+
+
+def test_memory_that_is_too_small_falls_back_to_the_disk_and_then_to_decoding(
+    samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    needed = 3 * (32 * 64 + 64 * 32 + 64 * 64 + 2 * 64)  # 90 x 3 becomes 64 x 2
+    monkeypatch.setattr("detector.data.cache.free_memory", lambda: 2 * needed - 1)
+    with caplog.at_level(logging.WARNING):
+        cache = ImageCache(samples, 64, tmp_path / "cache", where="ram")
+    assert caplog.messages[0].startswith("images are not kept in memory: they take 0.0 GB")
+    assert cache.path is not None and cache.path.is_file()
+    (tmp_path / "blocked").write_text("a file")
+    with caplog.at_level(logging.WARNING):
+        cache = ImageCache(samples, 64, tmp_path / "blocked", where="ram")
+    assert "decoded on demand" in caplog.messages[-1]
+    assert np.array_equal(cache[1], expected(samples[1], 64))
+    monkeypatch.setattr("detector.data.cache.free_memory", lambda: 2 * needed)
+    assert ImageCache(samples, 64, tmp_path / "other", where="ram").path is None
+
+
+def test_a_file_that_was_asked_for_has_no_limit_but_the_disk(
+    samples: list[Sample], tmp_path: Path
+) -> None:
+    cache = ImageCache(samples, 64, tmp_path / "cache", limit_bytes=100, where="disk")
+    assert cache.path is not None and cache.path.is_file()
+
+
+def test_free_memory_is_a_number_of_bytes_where_the_system_tells() -> None:
+    free = free_memory()
+    assert free is None or 0 < free < 1 << 50
+
+
+def test_digest_follows_masks(samples: list[Sample]) -> None:
+    ring = np.array([[1.0, 2], [3, 2], [3, 4]])
+    outlined = [replace(samples[0], outlines=pack_outlines([[ring + move]])) for move in (0, 1)]
+    digests = {content_digest([sample]) for sample in [*outlined, samples[0]]}
+    assert len(digests) == 3

@@ -209,3 +209,34 @@ def test_rows_that_are_not_whole_can_be_skipped(tmp_path: Path) -> None:
     assert sample.id == "a" and len(sample.boxes) == 1
     assert len(problems.skipped) == 4  # an image without id, a second 7, two annotations
     assert class_names([find_json(tmp_path, "train")]) == ("cat", "dog")
+
+
+# ---- masks
+
+
+def test_segmentation_is_the_outline_of_its_box(tmp_path: Path) -> None:
+    ring = [10, 5, 30, 5, 30, 35]
+    runs = {"size": [40, 80], "counts": [40 * 3 + 2, 4, 40 * 80 - 40 * 3 - 6]}
+    rows = (
+        {"bbox": [10, 5, 0, 30], "segmentation": [ring]},  # no area: dropped with its mask
+        {"bbox": [10, 5, 20, 30], "segmentation": [ring]},
+        {"bbox": [1, 1, 2, 2]},
+        {"bbox": [3, 2, 1, 4], "segmentation": runs},  # 4 pixels of column 3
+        {"bbox": [0, 0, 9, 9], "segmentation": runs, "iscrowd": 1},
+    )
+    outlines = read(write_set(tmp_path, content(*rows)))[0].outlines
+    assert outlines is not None
+    assert outlines.objects.tolist() == [0, 2]
+    assert outlines.rings([0])[0].tolist() == [[10, 5], [30, 5], [30, 35]]
+    assert outlines.rings([2])[0].tolist() == [[3.5, 2.5], [3.5, 5.5]]
+
+
+def test_bad_segmentation_costs_the_mask_alone_and_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    problems = Problems("set")
+    rows = [{"bbox": [1, 1, 9, 9], "segmentation": [[1, 2, 3, 4]]}, {"bbox": [0, 0, 5, 5]}]
+    sample = read(write_set(tmp_path, content(*rows)), problems)[0]
+    assert len(sample.boxes) == 2 and sample.outlines is None
+    problems.report()
+    assert "1 mask(s) cannot be read" in caplog.text and "annotation id 0" in caplog.text

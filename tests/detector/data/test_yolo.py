@@ -177,7 +177,7 @@ def test_binary_label_file_is_named(tmp_path: Path) -> None:
 
 
 def test_negative_size_within_the_tolerance_has_no_area() -> None:
-    assert parse_row("0 0.5 0.5 -0.0001 0.5", 1) == (0, (0.5, 0.25, 0.5, 0.75))
+    assert parse_row("0 0.5 0.5 -0.0001 0.5", 1) == (0, (0.5, 0.25, 0.5, 0.75), None)
 
 
 def test_label_file_that_is_no_text_is_one_bad_label(tmp_path: Path) -> None:
@@ -188,3 +188,12 @@ def test_label_file_that_is_no_text_is_one_bad_label(tmp_path: Path) -> None:
     problems = Problems("here", skip=True)
     assert read_yolo(tmp_path, ["images"], NAMES, problems)[0].boxes.shape == (0, 4)
     assert len(problems.skipped) == 1
+
+
+def test_polygon_row_keeps_its_polygon_as_the_mask_in_pixels(tmp_path: Path) -> None:
+    sample = one(tmp_path, "0 0.5 0.5 0.2 0.2\n1 0.1 0.2 0.5 0.2 0.5 0.6\n")
+    height, width = sample.size
+    assert sample.outlines is not None
+    assert sample.outlines.objects.tolist() == [1]
+    expected = np.array([[0.1, 0.2], [0.5, 0.2], [0.5, 0.6]]) * [width, height]
+    assert sample.outlines.rings([1])[0] == pytest.approx(expected)

@@ -146,56 +146,57 @@ def pack(plans: Sequence[Plan], size: tuple[int, int]) -> PackedPlans:
 
 
 def render_batch(plans: PackedPlans, images: DeviceImages) -> Tensor:
-    """Draw plans that are where `images` are: (B, 3, H, W) float32 BGR, whole numbers 0 to 255."""
-    height, width = plans.size
-    count = len(plans.hsv)
+    """Draw plans that are where `images` are: (B, 3, H, W) float32 BGR, whole numbers 0 to 255.
+
+    Nothing here waits for the device: no constant is copied to it, no size depends on a value.
+    """
+    count, num_pasted = len(plans.hsv), 0
     canvas = torch.full(
-        (count + len(plans.mixed), 3, height, width), float(GRAY), device=plans.hsv.device
+        (count + len(plans.mixed), 3, *plans.size), float(GRAY), device=images.device
     )
-    points = _pixel_centres(plans.size, images.device)  # (H W, 3)
-    num_pasted = 0
     for first, end, pasted in plans.groups:
         for start in range(first, end, AT_ONCE):
             layers = slice(start, min(start + AT_ONCE, end))
-            drawn, inside = _sample(images, plans.index[layers], plans.to_source[layers], points)
-            drawn = drawn.view(-1, 3, height, width)
-            inside = inside.view(-1, 1, height, width)
+            drawn, inside = _sample(
+                images, plans.index[layers], plans.to_source[layers], plans.size
+            )
             if pasted:
                 inside = inside & plans.masks[num_pasted : num_pasted + len(drawn), None]
                 num_pasted += len(drawn)
-            scene = plans.scene[layers]
-            canvas[scene] = torch.where(inside, drawn, canvas[scene])
+            if len(drawn) == len(canvas):  # one layer of each scene, in their order
+                canvas = torch.where(inside, drawn, canvas)
+            else:
+                scene = plans.scene[layers]
+                canvas[scene] = torch.where(inside, drawn, canvas[scene])
     pictures = canvas[:count]
     pictures[plans.mixed] = (0.5 * (pictures[plans.mixed] + canvas[count:])).round_()
     return _recolour(pictures, plans.hsv)
 
 
-def _pixel_centres(size: tuple[int, int], device: torch.device) -> Tensor:
-    """Return (H W, 3) homogeneous x, y, 1 of the output's pixel centres, row by row."""
-    rows = torch.arange(size[0], dtype=torch.float32, device=device) + 0.5
-    columns = torch.arange(size[1], dtype=torch.float32, device=device) + 0.5
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
-    return torch.stack((x, y, torch.ones_like(x)), dim=-1).view(-1, 3)
-
-
 def _sample(
-    images: DeviceImages, index: Tensor, to_source: Tensor, points: Tensor
+    images: DeviceImages, index: Tensor, to_source: Tensor, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Return the colours (G, 3, 1, H W) of layers at output points and where they have any.
+    """Return layers' colours at all output pixels (G, 3, H, W), and whether they have one there.
 
     Between the centres of the outermost source pixels and the edge the outermost are repeated.
     """
-    found = points @ to_source.transpose(1, 2)  # (G, H W, 3); the last is 1 / w
+    # The matrix times (x, y, 1) as a sum of a part for the row and one for the column: exact where
+    # a matrix product might be computed in fewer bits.
+    y = torch.arange(size[0], dtype=torch.float32, device=index.device)[:, None] + 0.5
+    x = torch.arange(size[1], dtype=torch.float32, device=index.device)[:, None] + 0.5
+    by_row = to_source[:, None, :, 1] * y + to_source[:, None, :, 2]  # (G, H, 3)
+    by_column = to_source[:, None, :, 0] * x  # (G, W, 3)
+    found = by_row[:, :, None] + by_column[:, None]  # (G, H, W, 3): source x, y and 1, over w
     xy, inverse = found[..., :2] / found[..., 2:], found[..., 2]
     slots = images.slots[index]
-    sides = images.sides[slots, None]  # (G, 1, 2)
+    sides = images.sides[slots, None, None]  # (G, 1, 1, 2)
     inside = ((xy >= 0) & (xy < sides)).all(dim=-1) & (inverse > 0) & (inverse < 1 / NEAREST)
     xy = xy.clamp(min=0.5).minimum(sides - 0.5)
     source = images.pixels[slots].float()  # (G, 3, tallest, widest)
-    plane = torch.tensor(source.shape[:1:-1], dtype=torch.float32, device=xy.device)
-    grid = (2 * xy / plane - 1)[:, None]  # (G, 1, H W, 2), edges at -1 and 1
+    tallest, widest = source.shape[2:]
+    grid = torch.stack((xy[..., 0] * (2 / widest), xy[..., 1] * (2 / tallest)), dim=-1) - 1
     drawn = grid_sample(source, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return drawn.round_(), inside
+    return drawn.round_(), inside[:, None]
 
 
 def _recolour(pictures: Tensor, hsv: Tensor) -> Tensor:
@@ -217,9 +218,9 @@ def _recolour(pictures: Tensor, hsv: Tensor) -> Tensor:
     saturation = (saturation * saturation_gain).clamp_(0, 255).floor_()
     value = (value * value_gain).clamp_(0, 255).floor_()
     # A channel is the value less a share of the saturation: Smith 1978, in its closed form.
-    corner = torch.tensor([1.0, 3.0, 5.0], device=hue.device).view(3, 1, 1)  # B, G, R
+    corner = torch.arange(1, 6, 2, device=hue.device).view(3, 1, 1)  # 1, 3, 5 for B, G, R
     place = (hue[:, None] / 30 + corner) % 6  # (B, 3, H, W)
     share = torch.minimum(place, 4 - place).clamp_(0, 1)
     changed = (value[:, None] * (1 - saturation[:, None] / 255 * share)).round_()
-    still = (hsv == hsv.new_tensor([0.0, 1.0, 1.0])).all(dim=1)  # (B,)
+    still = (hsv[:, 0] == 0) & (hsv[:, 1] == 1) & (hsv[:, 2] == 1)  # (B,)
     return torch.where(still[:, None, None, None], pictures, changed)

@@ -184,7 +184,7 @@ def train(
         # Every step has equally many micro-batches, except perhaps the last one of an epoch.
         for window in windows(batches, -(-hyp.nbs // config.batch)):
             if state.step == 0:
-                draw_batch(window[0], data.names, directory / "train_batch0.jpg")
+                draw_batch(window[0].to(device), data.names, directory / "train_batch0.jpg")
             set_step(optimizer, schedule.learning_rate(state.step), schedule.momentum(state.step))
             side = training_side(config, state.step)
             sums: dict[str, torch.Tensor] = {}

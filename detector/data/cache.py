@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from detector import distributed
 from detector.data.images import read_image
 from detector.data.sample import Sample
 from detector.errors import DataError
@@ -106,7 +107,9 @@ class ImageCache:
         directory = DEFAULT_DIRECTORY if directory is None else Path(directory)
         if not self._samples or where == "none":
             return
-        if where == "ram" and self._fill_memory():
+        if where == "ram" and distributed.world_size() > 1:
+            log.info("images are kept on disk: several processes share a file, not their memory")
+        elif where == "ram" and self._fill_memory():
             return
         if where == "auto" and self.num_bytes > limit_bytes:
             log.warning(

@@ -73,29 +73,32 @@ class Batch:
             return self
         height, width = rect_size([(old_height, old_width)], side / longest)
         images = interpolate(self.images, (height, width), mode="bilinear", align_corners=False)
-        ratios = self.boxes.new_tensor([width / old_width, height / old_height] * 2)
-        return replace(self, images=images, boxes=self.boxes * ratios)
+        boxes = self.boxes.clone()
+        boxes[:, 0::2] *= width / old_width
+        boxes[:, 1::2] *= height / old_height
+        return replace(self, images=images, boxes=boxes)
 
 
 @dataclass(frozen=True, eq=False)
 class PlanBatch:
-    """The plans of B training pictures, for a device to draw, and their T objects."""
+    """The plans of B training pictures, for the device that holds `sources`, and their objects."""
 
     plans: PackedPlans
     boxes: Tensor  # as in `Batch`
     labels: Tensor
     counts: tuple[int, ...]
+    sources: DeviceImages | None = None
 
     def pin_memory(self) -> "PlanBatch":
         """Return the batch in page-locked memory."""
         plans, boxes, labels = self.plans, self.boxes, self.labels
         return PlanBatch(plans.pin_memory(), boxes.pin_memory(), labels.pin_memory(), self.counts)
 
-    def drawn(self, sources: DeviceImages) -> Batch:
-        """Return the batch with its pictures drawn, on the device of `sources`."""
-        plans = self.plans.to(sources.device, non_blocking=True)
-        batch = Batch(render_batch(plans, sources), self.boxes, self.labels, self.counts)
-        return batch.to(sources.device)
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`, where the sources are, with its pictures drawn."""
+        assert self.sources is not None and self.sources.device.type == device.type
+        images = render_batch(self.plans.to(device, non_blocking=True), self.sources)
+        return Batch(images, self.boxes, self.labels, self.counts).to(device)
 
 
 def training_side(config: TrainConfig, step: int) -> int:
@@ -302,10 +305,11 @@ class TrainingLoader:
     def __len__(self) -> int:
         return len(self.order)
 
-    def epoch(self, epoch: int, tail: bool, skipped: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, tail: bool, skipped: int = 0) -> Iterator[Batch | PlanBatch]:
         """Yield the batches of `epoch`, without those of its first `skipped` optimizer steps.
 
-        The workers then go on with the next epoch, as it looks now.
+        With sources a batch is drawn when it moves to the device. The workers then go on with the
+        next epoch, as it looks now.
 
         Raises:
             DataError: an image cannot be read.
@@ -317,10 +321,7 @@ class TrainingLoader:
         self._next = None
         for _ in range(len(self) - skipped * self.per_step):
             batch = self._take()
-            if isinstance(batch, PlanBatch):
-                assert self.sources is not None
-                batch = batch.drawn(self.sources)
-            yield batch
+            yield replace(batch, sources=self.sources) if isinstance(batch, PlanBatch) else batch
         self._next = None if weighted else (epoch + 1, tail, 0)
 
     def close(self) -> None:

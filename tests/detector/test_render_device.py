@@ -1,9 +1,11 @@
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from detector.augment import (
     GRAY,
@@ -115,6 +117,47 @@ def test_a_batch_is_its_pictures_one_by_one(sources: tuple[ImageCache, Donors]) 
     together = render_batch(pack(drawn, SIZE), store)
     alone = torch.cat([render_batch(pack([plan], SIZE), store) for plan in drawn])
     assert torch.equal(together, alone)
+
+
+def test_flips_twice_are_the_identity(sources: tuple[ImageCache, Donors]) -> None:
+    flip = {**STILL, "fliplr": 1, "flipud": 1}
+    plan = sample_plan(0, [(96, 128)], SIZE, Hyp(**flip), np.random.default_rng(0))
+    image = torch.from_numpy(sources[0][0].transpose(2, 0, 1).copy())[None]
+    once, twice = image, image
+    for _ in range(2):
+        store = DeviceImages(twice, torch.tensor([[128.0, 96.0]]), torch.zeros(1).long())
+        once, twice = twice, render_batch(pack([plan], SIZE), store).to(torch.uint8)
+    assert torch.equal(once, image.flip(2, 3))
+    assert torch.equal(twice, image)
+
+
+class Operations(TorchDispatchMode):
+    """Collects the names of torch operations, and what they copy between devices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_drawing_never_waits_for_the_device(sources: tuple[ImageCache, Donors]) -> None:
+    # On the meta device nothing has a value; a constant would be lifted from the host.
+    cache, donors = sources
+    store = DeviceImages.load(cache, CPU)
+    packed = pack(plans(cache, donors, Hyp(**EVERYTHING), count=12), SIZE)
+    with Operations() as operations:
+        render_batch(packed, store)
+    waits = {"lift_fresh", "_local_scalar_dense", "nonzero", "masked_select", "item", "unique"}
+    assert "grid_sampler_2d" in operations.names
+    assert not operations.names & waits
+    meta = torch.device("meta")
+    gone = DeviceImages(store.pixels.to(meta), store.sides.to(meta), store.slots.to(meta))
+    assert render_batch(packed.to(meta), gone).shape == (12, 3, *SIZE)
 
 
 def test_many_layers_are_sampled_in_parts(

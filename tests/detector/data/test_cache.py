@@ -290,3 +290,10 @@ def test_digest_follows_masks(samples: list[Sample]) -> None:
     outlined = [replace(samples[0], outlines=pack_outlines([[ring + move]])) for move in (0, 1)]
     digests = {content_digest([sample]) for sample in [*outlined, samples[0]]}
     assert len(digests) == 3
+
+
+def test_several_processes_share_a_file(
+    samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detector.distributed.world_size", lambda: 2)
+    assert ImageCache(samples, 64, tmp_path / "cache", where="ram").path is not None

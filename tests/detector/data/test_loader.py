@@ -143,7 +143,10 @@ def test_a_device_draws_the_pictures_of_the_workers(tiny_set: Path) -> None:
     store = DeviceImages.load(source.cache, torch.device("cpu"))
     workers = TrainingLoader(source, 4, 3, 0, False)
     device = TrainingLoader(source, 4, 3, 0, False, sources=store)
-    for drawn, expected in zip(device.epoch(1, False), workers.epoch(1, False), strict=True):
+    expected_batches = list(workers.epoch(1, False))
+    source.cache = None  # no image is touched from here on
+    for batch, expected in zip(device.epoch(1, False), expected_batches, strict=True):
+        drawn = batch.to(torch.device("cpu"))
         assert (drawn.images - expected.images.float()).abs().mean() < 2
         assert drawn.counts == expected.counts
         assert torch.equal(drawn.boxes, expected.boxes)
@@ -162,7 +165,7 @@ def test_a_set_of_one_image_and_one_without_objects_work(tiny_set: Path) -> None
         store = DeviceImages.load(source.cache, torch.device("cpu"))
         for sources in (None, store):
             (batch,) = TrainingLoader(source, 4, 4, 0, False, sources).epoch(1, False)
-            assert batch.images.shape == (1, 3, 64, 64)
+            assert batch.to(torch.device("cpu")).images.shape == (1, 3, 64, 64)
             assert len(batch.boxes) <= most
 
 
@@ -221,7 +224,7 @@ def test_a_rank_without_images_gets_an_empty_batch() -> None:
     assert batch.images.shape == (0, 3, 64, 96)
     assert batch.targets == []
     source = DeviceImages(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.ones(1, 2), NONE)
-    batch = collate_plans([], (64, 96)).drawn(source)
+    batch = replace(collate_plans([], (64, 96)), sources=source).to(torch.device("cpu"))
     assert batch.targets == []
     assert batch.resized(128).images.shape == (0, 3, 96, 128)
 

@@ -42,19 +42,24 @@ def run_command(
     handler = _log_to_stderr(options.verbose)
     try:
         answer = body(options)
-    except UserError as error:
-        return _fail(error, getattr(error, "exit_code", 2), options.verbose)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted", file=sys.stderr)
-        return 130
-    except (RuntimeError, OSError, ArithmeticError) as error:
-        return _fail(error, getattr(error, "exit_code", 1), options.verbose)
+        return exit_code(error)
+    except (UserError, RuntimeError, OSError, ArithmeticError) as error:
+        return _fail(error, exit_code(error), options.verbose)
     finally:
         log.removeHandler(handler)
-    exit_code = int((answer or {}).pop("exit_code", 0))
+    code = int((answer or {}).pop("exit_code", 0))
     if options.json and is_first():
         print(json.dumps(answer or {}, default=str))
-    return exit_code
+    return code
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code of a command that ended with this error; it may bring its own."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return int(getattr(error, "exit_code", 2 if isinstance(error, UserError) else 1))
 
 
 def new_directory(wanted: Path) -> Path:

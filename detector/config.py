@@ -180,6 +180,7 @@ class TrainConfig:
     freeze: str = option("", "not trained: `backbone`, its first n blocks (`3`), module names")
     amp: bool = option(True, "mixed precision where the device has it")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, ...")
+    sync_bn: bool = option(False, "batch norm over the images of all processes, not of each")
     workers: int = option(-1, "processes that load images; -1: by device", -1)
     cache: str = option("auto", "where decoded images are kept", choices=CACHES)
     render: str = option("auto", "where training pictures are drawn", choices=RENDERERS)

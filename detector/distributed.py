@@ -1,9 +1,8 @@
 """Where a training runs: its device, and its rank among the processes that train together.
 
 A launcher (`torchrun`) or a caller starts the processes. In one process every function here is a
-no-op or an identity, so callers need no branch. Collective functions (`process_group`, `add_up`,
-`any_rank`, `from_first`, `gathered`, `copy_from_first`, `first_on_machine`) must be called by all
-ranks in the same order.
+no-op or an identity, so callers need no branch. What is said to be collective must be called by
+all ranks in the same order.
 """
 
 import os
@@ -11,8 +10,8 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from functools import partial
-from typing import Any, TypeVar
+from functools import partial, wraps
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -24,6 +23,7 @@ from detector.errors import ConfigError
 TIMEOUT = timedelta(minutes=60)
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what a launcher sets
 Value = TypeVar("Value")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 # ---- device --------------------------------------------------------------------------------
@@ -132,13 +132,18 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def processes_here() -> int:
+    """Return how many of the processes run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if world_size() > 1 else 1
+
+
 def _launched() -> bool:
     return all(name in os.environ for name in LAUNCHED)
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the other processes, with `device` current, and leave them on every path.
+    """Collective: join the other processes, with `device` current, and leave them on every path.
 
     A group that exists already is the caller's: it is used and left as it is.
 
@@ -157,11 +162,23 @@ def process_group(device: torch.device) -> Iterator[None]:
             yield
         except BaseException:
             # The others may be waiting in a collective that this rank will never join.
-            with suppress(RuntimeError, AttributeError, NotImplementedError):
+            with suppress(Exception):
                 dist.group.WORLD.abort()
+            with suppress(Exception):
+                dist.destroy_process_group()
             raise
-        finally:
-            dist.destroy_process_group()
+        dist.destroy_process_group()
+
+
+def in_process_group(function: Function) -> Function:
+    """Decorate a function of a config: it runs in the process group of `config.device`."""
+
+    @wraps(function)
+    def run(config: Any, *arguments: Any, **named: Any) -> Any:
+        with process_group(choose_device(config.device)):
+            return function(config, *arguments, **named)
+
+    return cast(Function, run)
 
 
 @contextmanager
@@ -170,15 +187,16 @@ def _current(device: torch.device) -> Iterator[None]:
     if device.type == "cpu" or device.index is None:
         yield
         return
-    before = torch.accelerator.current_device_index()
-    torch.accelerator.set_device_index(device.index)
+    kind = torch.get_device_module(device)
+    before = kind.current_device()
+    kind.set_device(device.index)
     try:
         yield
     finally:
-        torch.accelerator.set_device_index(before)
+        kind.set_device(before)
 
 
-# ---- collectives ---------------------------------------------------------------------------
+# ---- collectives: all ranks call them in the same order ---------------------------------
 
 
 def _alone() -> bool:
@@ -205,16 +223,20 @@ def any_rank(here: bool) -> bool:
     return here if _alone() else any(_all_objects(here))
 
 
-def from_first(make: Callable[[], Value]) -> Value:
+def smallest(here: int) -> int:
+    """Return the smallest of all ranks' values."""
+    return here if _alone() else min(_all_objects(here))
+
+
+def from_first(make: Callable[..., Value], *arguments: Any) -> Value:
     """Call `make` on rank 0 alone and return its value on all; its error is raised on all."""
     if _alone():
-        return make()
+        return make(*arguments)
     answer: list[Any] = [None, None]
     if is_first():
         try:
-            answer[0] = make()
+            answer[0] = make(*arguments)
         except Exception as error:
-            answer[1] = error
             dist.broadcast_object_list([None, _sendable(error)])
             raise
     dist.broadcast_object_list(answer)
@@ -246,7 +268,7 @@ def copy_from_first(*modules: nn.Module) -> None:
 
 @contextmanager
 def first_on_machine() -> Iterator[None]:
-    """Let one process of a machine run the block first, and the others find what it left.
+    """Collective: one process of a machine runs the block first, the others find what it left.
 
     Files that all need are then made once. An error of the first does not hold the others up.
     """

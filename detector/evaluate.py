@@ -111,7 +111,7 @@ def evaluate_family(
     was_training = family.network.training
     family.network.eval()
     try:
-        found = find_objects(family, samples, images, settings, device)
+        found = find_objects_together(family, samples, images, settings, device)
     finally:
         family.network.train(was_training)
     truths = [truth_of(sample) for sample in samples]
@@ -130,13 +130,40 @@ def find_objects(
     settings: Settings,
     device: torch.device,
 ) -> list[Prediction]:
-    """Return what `detector` finds in each image, in pixels of the image on disk.
+    """Return what `detector` finds in each image, in pixels of the image on disk."""
+    found = _found(detector, samples, images, settings, device)
+    return [prediction for _, prediction in sorted(found, key=itemgetter(0))]
 
-    Several ranks share the work, whole batches each, so every image is seen as by one process;
-    rank 0 returns what all of them found, the others an empty list.
+
+def find_objects_together(
+    detector: Detector,
+    samples: Sequence[Sample],
+    images: Images,
+    settings: Settings,
+    device: torch.device,
+) -> list[Prediction]:
+    """Find objects like `find_objects`, on all ranks (collective).
+
+    The ranks take whole batches in turn, so every image is seen as by one process; rank 0 returns
+    what all of them found, the others an empty list.
     """
+    shares = _found(detector, samples, images, settings, device, rank(), world_size())
+    in_order = sorted((share for ranks in gathered(shares) for share in ranks), key=itemgetter(0))
+    return [prediction for _, prediction in in_order]
+
+
+def _found(
+    detector: Detector,
+    samples: Sequence[Sample],
+    images: Images,
+    settings: Settings,
+    device: torch.device,
+    first: int = 0,
+    every: int = 1,
+) -> list[tuple[int, Prediction]]:
+    """Return the index and the prediction of each image of every n-th batch from `first` on."""
     sizes = [sample.size for sample in samples]
-    groups = batches_of(sizes, settings)[rank() :: world_size()]
+    groups = batches_of(sizes, settings)[first::every]
     shares: list[tuple[int, Prediction]] = []
     batches = letterboxed_batches(images, groups)
     for (indices, _), pictures in zip(groups, batches, strict=True):
@@ -144,8 +171,7 @@ def find_objects(
         detections = detector.detect(inputs, settings.conf, settings.iou, settings.max_det)
         for index, one in zip(indices, detections, strict=True):
             shares.append((index, in_image_pixels(one, sizes[index], settings.imgsz)))
-    in_order = sorted((share for ranks in gathered(shares) for share in ranks), key=itemgetter(0))
-    return [prediction for _, prediction in in_order]
+    return shares
 
 
 def batches_of(sizes: Sequence[Size], settings: Settings) -> list[Group]:
@@ -274,7 +300,7 @@ def _measure(
     samples = [sample for part in sets.values() for sample in part]
     to_dataset = _label_map(backend, dataset)
     timed = _Timed(backend, settings.imgsz)
-    found = find_objects(timed, samples, Originals(samples), settings, backend.device)
+    found = find_objects_together(timed, samples, Originals(samples), settings, backend.device)
     found = [Prediction(p.boxes, p.scores, to_dataset[p.labels]) for p in found]
     started = time.perf_counter()
     truths = [truth_of(sample) for sample in samples]

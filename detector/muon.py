@@ -50,7 +50,7 @@ class Muon(torch.optim.Optimizer):
         self._adamw = torch.optim.AdamW(rest, lr=lr, betas=betas, fused=fused) if rest else None
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:
         """Move all parameters that have a gradient."""
         for group in self.param_groups:
             if group["muon"]:

@@ -7,6 +7,7 @@ as many micro-batches of at most `config.batch` images as it needs.
 import dataclasses
 import itertools
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -31,13 +32,28 @@ from detector.device_memory import (
     rehearse,
     release,
 )
-from detector.distributed import amp_dtype, choose_device
+from detector.distributed import (
+    add_up,
+    amp_dtype,
+    any_rank,
+    choose_device,
+    copy_from_first,
+    first_on_machine,
+    from_first,
+    in_process_group,
+    is_first,
+    pins_memory,
+    processes_here,
+    smallest,
+    world_size,
+)
 from detector.duration import planned_epochs, seconds_of
-from detector.errors import TrainingDiverged
+from detector.errors import ConfigError, TrainingDiverged
 from detector.evaluate import Settings, evaluate_family
 from detector.families import build_family
 from detector.metrics import METRIC_NAMES, fitness
 from detector.models import build_model
+from detector.models.sync_norm import synchronise_norms
 from detector.optim import WeightAverage, build_optimizer, freeze, hold, rate_scale, set_step
 from detector.pictures import draw_batch
 from detector.record import (
@@ -65,6 +81,7 @@ Report = Callable[[int, dict[str, float]], bool]
 Item = TypeVar("Item")
 
 
+@in_process_group
 def train(
     config: TrainConfig,
     hyp: Hyp,
@@ -83,13 +100,18 @@ def train(
 
     Raises: `UserError` for wrong input, `TrainingDiverged` when the loss is not finite,
     `OutOfMemory`.
+
+    With several processes (see distributed.py) all call this alike and get the same result; rank 0
+    alone writes, logs to `tracker` and calls `report`.
     """
     started = time.monotonic()
     directory = Path(directory)
-    tracker, callbacks = tracker or NullTracker(), callbacks or Callbacks()
+    tracker = tracker if tracker and is_first() else NullTracker()
+    callbacks = callbacks or Callbacks()
     weights = directory / "weights"
     fitness(dict.fromkeys(METRIC_NAMES, 0.0), config.fitness)  # its weights, before any work
     check_schedule(config.schedule, hyp, config.epochs)
+    _check_ranks(config)
     budget = seconds_of(config.time)
 
     # ---- device and precision
@@ -103,20 +125,22 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
 
     # ---- data
-    data = load_data(config.data)
-    data = single_class(data) if config.single_cls else data
-    all_samples = read_split(data, "train")
-    train_samples = chosen_samples(all_samples, config)
-    val_samples = read_split(data, "val") if config.validate else []
-    train_cache = ImageCache(train_samples, config.imgsz, among=all_samples, where=config.cache)
-    val_cache = ImageCache(val_samples, config.imgsz, where=config.cache)
+    with first_on_machine():  # it draws, downloads and decodes for all
+        data = load_data(config.data)
+        data = single_class(data) if config.single_cls else data
+        all_samples = read_split(data, "train")
+        train_samples = chosen_samples(all_samples, config)
+        val_samples = read_split(data, "val") if config.validate else []
+        train_cache = ImageCache(train_samples, config.imgsz, among=all_samples, where=config.cache)
+        val_cache = ImageCache(val_samples, config.imgsz, where=config.cache)
     sources = device_sources(config.render, train_cache, device, free_memory(device))
+    share = -(-hyp.nbs // world_size())  # images of a step on this rank, at most
     steps_per_epoch = -(-len(train_samples) // hyp.nbs)
 
     # ---- network, loss, optimizer, average
-    previous = read_state(weights, config, hyp, data.names) if resume else None
+    previous = from_first(read_state, weights, config, hyp, data.names) if resume else None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)  # of the CPU: weights are drawn there
         network = build_model(config.model, data.num_classes)
     if config.weights and not previous:
         loaded = load_weights(network, config.weights)
@@ -124,12 +148,13 @@ def train(
         if loaded.reinitialised:
             log.info("re-initialised: %s", ", ".join(loaded.reinitialised))
     network = network.to(device, memory_format=torch.channels_last)
+    if config.sync_bn and world_size() > 1:
+        synchronise_norms(network, device)
     frozen = freeze(network, config.freeze)
     family = build_family(network, hyp)
     if config.batch == AUTO:
-        config = dataclasses.replace(
-            config, batch=automatic_batch(family, side_range(config)[1], hyp.nbs, device, amp)
-        )
+        fitting = automatic_batch(family, side_range(config)[1], share, device, amp)
+        config = dataclasses.replace(config, batch=smallest(fitting))
         log.info("batch: %d images at once, of %d in a step", config.batch, hyp.nbs)
     optimizer = build_optimizer(config.optimizer, network, hyp)
     average = WeightAverage(network, hyp.ema_decay, hyp.ema_tau)
@@ -141,12 +166,12 @@ def train(
         hyp.nbs,
         config.batch,
         workers=_worker_count(config.workers, device),
-        pin_memory=device.type == "cuda",
+        pin_memory=pins_memory(device),
         rect=config.rect,
         sources=sources,
     )
     if config.compile:
-        images = min(config.batch, hyp.nbs)
+        images = min(config.batch, share)
         compiled(network, lambda: rehearse(family, config.imgsz, images, device, amp))
 
     # ---- resume
@@ -158,14 +183,17 @@ def train(
         what = "nothing is left to do" if state.epoch >= state.epochs else "going on"
         log.info("%s: %d of %d epochs are done, %s", weights, state.epoch, state.epochs, what)
     first_epoch, saved = state.epoch, time.monotonic()
-    write_settings(directory, config, hyp)
+    copy_from_first(network, average.module)
+    if is_first():
+        write_settings(directory, config, hyp)
     tracker.start(dataclasses.asdict(config), dataclasses.asdict(hyp), directory)
     log.info(headline(config, hyp, network))
     counts = f"{len(train_samples)} training and {len(val_samples)} validation images"
     log.info("%s, on %s in %s", counts, device, str(amp).removeprefix("torch."))
 
     # ---- loop
-    ended = "finished"
+    ended, asked = "finished", False
+    every = 1 if world_size() == 1 or device.type == "cpu" else CHECK_EVERY  # to agree on a stop
     while state.epoch < state.epochs and ended == "finished":
         epoch, epoch_started = state.epoch + 1, time.monotonic()
         schedule = Schedule(config.schedule, hyp, state.epochs, steps_per_epoch, *rates)
@@ -179,11 +207,11 @@ def train(
         skipped = state.epoch_step
         batches = tqdm(
             loader.epoch(epoch, tail, skipped), f"epoch {epoch}", len(loader), leave=False,
-            disable=None,
+            disable=None if is_first() else True,
         )  # fmt: skip
         # Every step has equally many micro-batches, except perhaps the last one of an epoch.
-        for window in windows(batches, -(-hyp.nbs // config.batch)):
-            if state.step == 0:
+        for window in windows(batches, loader.per_step):
+            if state.step == 0 and is_first():
                 draw_batch(window[0].to(device), data.names, directory / "train_batch0.jpg")
             set_step(optimizer, schedule.learning_rate(state.step), schedule.momentum(state.step))
             side = training_side(config, state.step)
@@ -196,11 +224,13 @@ def train(
                     scaler.scale(parts["total"]).backward()
                     add_to(sums, parts | {"positives": positives})
             except torch.OutOfMemoryError as error:
-                raise OutOfMemory(side, min(config.batch, hyp.nbs)) from error
+                raise OutOfMemory(side, min(config.batch, share)) from error
+            gradients = [w.grad for w in parameters if w.grad is not None]
+            add_up([*gradients, *sums.values()])  # over all ranks
             scaler.unscale_(optimizer)
-            # One division for the whole window: k micro-batches give the gradient of one batch.
+            # One division for the whole step: k micro-batches on r ranks give one batch's gradient.
             positives = sums.pop("positives").clamp(min=1)
-            torch._foreach_div_([w.grad for w in parameters if w.grad is not None], positives)
+            torch._foreach_div_(gradients, positives)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -212,16 +242,19 @@ def train(
                 _stop_if_diverged(state.totals, state.step)
                 text = progress_text(parts, schedule.learning_rate(state.step - 1), device)
                 batches.set_postfix_str(text, refresh=False)
-            if callbacks.on_step(state.step, parts):
+            asked |= bool(callbacks.on_step(state.step, parts))
+            if state.step % every == 0 and any_rank(asked):
                 ended = "interrupted"
                 break
-            if time.monotonic() - saved > SAVE_SECONDS:
+            if is_first() and time.monotonic() - saved > SAVE_SECONDS:
                 state.save(weights, config, hyp, data.names)
                 saved = time.monotonic()
         _stop_if_diverged(state.totals, state.step)
         if ended == "interrupted":
-            state.save(weights, config, hyp, data.names)
+            if is_first():
+                state.save(weights, config, hyp, data.names)
             break
+        copy_from_first(network, average.module)  # each rank has its own batch-norm statistics
         trained = len(train_samples) - min(len(train_samples), skipped * hyp.nbs)
         speed = trained / (time.monotonic() - epoch_started)
 
@@ -245,21 +278,22 @@ def train(
         row |= {"images_per_second": speed, "seconds": time.monotonic() - epoch_started}
         row |= {"memory": peak_memory(device)}
         state.finish_epoch(row)
-        content = state.save(weights, config, hyp, data.names)
-        if state.best["epoch"] == epoch:
-            save_checkpoint(weights / "best.pt", content)
-        write_results(directory / "results.csv", state.history)
+        if is_first():
+            content = state.save(weights, config, hyp, data.names)
+            if state.best["epoch"] == epoch:
+                save_checkpoint(weights / "best.pt", content)
+            write_results(directory / "results.csv", state.history)
         tracker.log(epoch, {name: value for name, value in row.items() if name != "epoch"})
         log.info(epoch_line(row, state.epochs, state.history[first_epoch:]))
-        told = report is not None and "fitness" in row and report(epoch, {**row})
-        if told or callbacks.on_epoch(epoch, {**row}):
+        told = report and "fitness" in row and from_first(report, epoch, {**row})
+        if any_rank(bool(callbacks.on_epoch(epoch, {**row}))) or told:
             ended = "stopped"
         elif config.patience and epoch - state.best["epoch"] >= config.patience:
             ended = "early stop"
             log.info("no better fitness for %d epochs: stopping", config.patience)
         if budget and not tail:
             done = [one["seconds"] for one in state.history]
-            state.epochs = planned_epochs(done, budget)
+            state.epochs = from_first(planned_epochs, done, budget)
 
     # ---- result
     last = state.history[-1] if state.history else {}
@@ -274,7 +308,8 @@ def train(
         seconds=time.monotonic() - started,
         ended=ended,
     )
-    write_result(directory / "result.json", result)
+    if is_first():
+        write_result(directory / "result.json", result)
     release(device)
     return result
 
@@ -292,11 +327,21 @@ def add_to(totals: dict[str, torch.Tensor], parts: dict[str, torch.Tensor]) -> N
         totals[name] = totals[name] + value.detach() if name in totals else value.detach()
 
 
+def _check_ranks(config: TrainConfig) -> None:
+    """Raise `ConfigError` for settings that several processes cannot use together."""
+    if world_size() > 1 and config.sync_bn and config.batch == AUTO:
+        raise ConfigError(
+            "batch=auto is tried by each process alone, sync_bn needs all: name a batch"
+        )
+
+
 def _worker_count(wanted: int, device: torch.device) -> int:
     """On a CPU the network uses every core itself, so images are loaded in the same process."""
     if wanted >= 0:
         return wanted
-    return 0 if device.type == "cpu" else 8
+    if device.type == "cpu":
+        return 0
+    return max(2, min(8, (os.cpu_count() or 8) // processes_here()))
 
 
 def _stop_if_diverged(totals: dict[str, torch.Tensor], step: int) -> None:

@@ -4,6 +4,7 @@ A trial that searches its loss gains cannot be compared by its own loss, and mAP
 the first epochs from scratch; this can be compared from the first epoch on.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from detector.augment import Images
 from detector.config import Hyp, TrainConfig
 from detector.data.cache import scaled_size
 from detector.data.sample import Sample
+from detector.distributed import from_first, gathered, rank, world_size
 from detector.evaluate import Settings, batches_of, letterboxed_batches
 from detector.families import build_family
 
@@ -32,17 +34,24 @@ def reference_losses(
     """
     family = build_family(network, Hyp.for_model(config.model))
     sums: dict[str, float] = {}
-    count = 0.0
     settings = Settings(config.imgsz, rect=config.rect)
-    groups = batches_of([sample.size for sample in samples], settings)
+    groups = batches_of([sample.size for sample in samples], settings)[rank() :: world_size()]
     batches = letterboxed_batches(images, groups)
     for (indices, _), pictures in zip(groups, batches, strict=True):
         targets = [_target(samples[index], config.imgsz, device) for index in indices]
         parts, positives = family.losses(pictures.to(device).float(), targets)
-        count += float(positives)
-        for name, value in parts.items():
+        for name, value in (parts | {"positives": positives}).items():
             sums[name] = sums.get(name, 0.0) + float(value)
-    return {f"val/{name}": value / max(count, 1.0) for name, value in sums.items()}
+    return from_first(_per_positive, gathered([sums]))
+
+
+def _per_positive(ranks: list[list[dict[str, float]]]) -> dict[str, float]:
+    """Add up the sums of all ranks and divide them by the number of positives."""
+    total: Counter[str] = Counter()
+    for (sums,) in ranks:
+        total.update(sums)
+    positives = max(total.pop("positives"), 1.0)
+    return {f"val/{name}": value / positives for name, value in total.items()}
 
 
 def _target(sample: Sample, imgsz: int, device: torch.device) -> dict[str, torch.Tensor]:

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -148,3 +150,17 @@ def test_one_process_needs_no_group_and_changes_nothing() -> None:
         assert gathered([1, 2]) == [[1, 2]]
         with first_on_machine():
             pass
+
+
+def test_the_device_of_a_process_is_current_while_it_trains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    current = [0]
+    kind = SimpleNamespace(
+        current_device=lambda: current[-1], set_device=lambda index: current.append(index)
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda device: kind)
+    with pytest.raises(ZeroDivisionError), process_group(torch.device("cuda:3")):
+        assert current[-1] == 3
+        raise ZeroDivisionError
+    assert current == [0, 3, 0]

@@ -50,6 +50,7 @@ RULES = {  # rule -> severity, what there is
     "box-duplicate": ("warning", "boxes that stand there twice"),
     "box-two-classes": ("warning", "boxes with two classes"),
     "box-mixed": ("warning", "label files that mix boxes and polygons (which become their box)"),
+    "mask": ("warning", "masks that cannot be read: copy-paste goes without them"),
     "box-thin": ("warning", f"boxes thinner than {THIN:g} px at the training size, not learned"),
     "class-unused": ("warning", "classes without any box"),
     "class-untrained": ("warning", "classes with boxes, but none in train"),
@@ -140,6 +141,8 @@ def collect(data: DataConfig, split: str) -> Collector:
             collector.wrong(str(error), "split")
     for place in collector.empty_boxes:
         collector.bad(place, "box-empty")
+    for message in collector.bad_outlines:
+        collector.bad(message, "mask")
     for name, count in sorted(collector.ignored.items()):
         collector.bad(f"{data.path}: {count} of class {name!r}", "class-ignored")
     return collector

@@ -111,6 +111,18 @@ def test_repeated_boxes_and_boxes_of_two_classes(tmp_path: Path) -> None:
     assert ":3:" in places["box-two-classes", "val"][0]
 
 
+def test_polygons_and_boxes_in_one_file(tmp_path: Path) -> None:
+    path = write_yolo(tmp_path)
+    polygon = "0 0.2 0.2 0.6 0.2 0.6 0.7\n"
+    (tmp_path / "labels" / "train" / "train0.txt").write_text(GOOD + polygon)
+    (tmp_path / "labels" / "train" / "train1.txt").write_text(
+        polygon + "1 0.3 0.3 0.8 0.3 0.5 0.9\n"
+    )
+    places = found(examine(path))
+    assert list(places) == [("box-mixed", "train")]  # a file of polygons alone is all right
+    assert places["box-mixed", "train"][0].endswith("train0.txt:3: 1 of 3 rows are polygons")
+
+
 def test_missing_unreadable_and_unused_label_files(tmp_path: Path) -> None:
     path = write_yolo(tmp_path)
     labels = tmp_path / "labels" / "train"
@@ -336,6 +348,7 @@ def test_coco_problems_are_all_found(tmp_path: Path) -> None:
         {"image_id": 1, "category_id": 9, "bbox": [1, 1, 30, 20]},
         {"image_id": 1, "category_id": 3, "bbox": [1, 1, 30, 20]},
         {"image_id": 1, "category_id": 4, "bbox": [1, 1, 30, 20]},
+        {"image_id": 1, "category_id": 2, "bbox": [9, 9, 30, 20], "segmentation": [[1, 2, 3]]},
     ]
     table = {
         "images": [
@@ -345,7 +358,7 @@ def test_coco_problems_are_all_found(tmp_path: Path) -> None:
             {"id": 4, "file_name": "gone.png"},
             {"file_name": "b.png"},
         ],
-        "annotations": [{"id": n, **row} for n, row in enumerate(rows)] + [{"id": 10}],
+        "annotations": [{"id": n, **row} for n, row in enumerate(rows)] + [{"id": 99}],
         "categories": CATEGORIES,
     }
     places = found(examine(write_coco(tmp_path, table)))
@@ -357,6 +370,7 @@ def test_coco_problems_are_all_found(tmp_path: Path) -> None:
         ("label-class", "train"): 1,
         ("annotation-id", "train"): 3,  # image 1 twice, image 9, category 9
         ("box-outside", "train"): 1,
+        ("mask", "train"): 1,
         ("class-ignored", "train"): 1,
     }
 

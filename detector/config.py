@@ -87,7 +87,7 @@ class Hyp:
     """Hyperparameters of a training, by the names of the field; fractions if no unit is given."""
 
     # ---- optimizer
-    lr0: float = gene(0.003, 1e-7, 1.0, "learning rate at nbs images per optimizer step")
+    lr0: float = gene(0.01, 1e-7, 1.0, "learning rate at nbs images per optimizer step")
     lrf: float = gene(0.05, 0.0, 1.0, "final learning rate as a fraction of lr0", WITH_RAMP)
     momentum: float = gene(0.9, 0.0, 0.999, "momentum of SGD and Muon, beta1 of Adam and AdamW")
     weight_decay: float = gene(0.0005, 0.0, 1.0, "decay of weights; norms and biases have none")
@@ -173,7 +173,7 @@ class TrainConfig:
     batch: int = option(
         16, "most images in one forward pass (memory), or auto; nbs is the step's size", AUTO
     )
-    optimizer: str = option("AdamW", "optimizer", choices=OPTIMIZERS)
+    optimizer: str = option("Muon", "optimizer", choices=OPTIMIZERS)
     schedule: str = option("cosine", "learning-rate schedule", choices=SCHEDULES)
     warmup: str = option("quadratic", "how the rate rises in warmup_epochs", choices=WARMUPS)
     scale_lr: int = option(0, "scale lr0 from this batch to nbs; 0: lr0 is meant for nbs", 0)

@@ -34,6 +34,7 @@ def test_eight_images_are_learned_by_heart(tiny_set: Path, tmp_path: Path) -> No
         tiny_set,
         model="yolox:depth=0.33,width=0.25",
         epochs=70,
+        lr0=0.005,  # in 140 steps the batch statistics do not keep up with weights that move faster
         val_every=70,
         ema_decay=0.9,
         ema_tau=20,
@@ -115,10 +116,12 @@ def test_a_resumed_run_with_muon_equals_an_uninterrupted_one(
 def test_weights_of_a_longer_run_start_at_epoch_0_with_a_fresh_optimizer(
     tiny_set: Path, tmp_path: Path
 ) -> None:  # B-21
-    config, hyp = settings(tiny_set, epochs=3)
+    config, hyp = settings(tiny_set, epochs=3, optimizer="AdamW")
     train(config, hyp, tmp_path / "source")
     source = tmp_path / "source" / "weights" / "last.pt"
-    config, hyp = settings(tiny_set, epochs=1, weights=str(source), freeze="backbone")
+    config, hyp = settings(
+        tiny_set, epochs=1, optimizer="AdamW", weights=str(source), freeze="backbone"
+    )
     result = train(config, hyp, tmp_path / "next")
     assert result.epochs == 1
     state = read_checkpoint(tmp_path / "next" / "weights" / "last.pt")["state"]
@@ -142,7 +145,7 @@ def test_resuming_with_other_hyperparameters_is_refused(tiny_set: Path, tmp_path
     config, hyp = settings(tiny_set, epochs=1)
     train(config, hyp, tmp_path / "run")
     config, hyp = settings(tiny_set, epochs=1, lr0=0.5)
-    with pytest.raises(CheckpointError, match=r"was trained with lr0=0\.003, not 0\.5"):
+    with pytest.raises(CheckpointError, match=r"was trained with lr0=0\.01, not 0\.5"):
         train(config, hyp, tmp_path / "run", resume=True)
 
 

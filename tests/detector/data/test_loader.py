@@ -21,6 +21,7 @@ from detector.data.loader import (
     collate_plans,
     training_side,
 )
+from detector.data.outlines import pack_outlines
 from detector.data.rect import by_shape, rect_size
 from detector.data.wrappers import numbered
 from detector.errors import DataError
@@ -151,6 +152,30 @@ def test_a_device_draws_the_pictures_of_the_workers(tiny_set: Path) -> None:
         assert drawn.counts == expected.counts
         assert torch.equal(drawn.boxes, expected.boxes)
         assert torch.equal(drawn.labels, expected.labels)
+
+
+def test_copy_paste_acts_where_there_are_masks_and_before_the_tail(tiny_set: Path) -> None:
+    samples = read_split(load_data(tiny_set), "train")
+    rings = [
+        [np.array([[x1, y1], [x2, y1], [x2, y2]])] for x1, y1, x2, y2 in samples[3].boxes.tolist()
+    ]
+    masked = [*samples[:3], replace(samples[3], outlines=pack_outlines(rings)), *samples[4:]]
+    shown = {}
+    for name, chosen in (("masked", masked), ("plain", samples)):
+        for share in (0, 1):
+            hyp = Hyp(copy_paste=share)
+            source = TrainingPictures(chosen, ImageCache(chosen, 64), 64, hyp, 0)
+            loader = TrainingLoader(source, 4, 4, 0, False)
+            for tail in (False, True):
+                batches = list(loader.epoch(1, tail))
+                images = torch.cat([batch.images for batch in batches])
+                shown[name, share, tail] = images, torch.cat([batch.boxes for batch in batches])
+    images, boxes = shown["masked", 1, False]
+    assert not torch.equal(images, shown["masked", 0, False][0])
+    assert len(boxes) > len(shown["masked", 0, False][1])
+    assert torch.equal(shown["masked", 1, True][0], shown["masked", 0, True][0])
+    for tail in (False, True):
+        assert torch.equal(shown["plain", 1, tail][0], shown["plain", 0, tail][0])
 
 
 def test_a_set_of_one_image_and_one_without_objects_work(tiny_set: Path) -> None:

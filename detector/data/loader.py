@@ -4,6 +4,7 @@ An item of the loader is (epoch, index, tail, size): what a picture becomes is a
 and of the seed, so workers hold no state and cannot miss the switch to the no-augmentation tail.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ from detector.data.wrappers import numbered
 from detector.errors import DataError
 from detector.render import render
 from detector.render_device import DeviceImages, PackedPlans, pack, render_batch
+
+log = logging.getLogger(__name__)
 
 # epoch, index of the sample (plus n x k when it is drawn for the k-th further time), tail, size
 Item = tuple[int, int, bool, Size]
@@ -141,6 +144,8 @@ class TrainingPictures(Dataset):
             outlines.append(own and own.scaled(*ratios))
         givers = np.array([i for i, own in enumerate(outlines) if own is not None], dtype=np.int64)
         self.donors = Donors(self.boxes, outlines, givers) if len(givers) else None
+        if hyp.copy_paste and self.donors is None:
+            log.warning("copy_paste=%g has no effect: the data has no masks", hyp.copy_paste)
 
     def __len__(self) -> int:
         return len(self.shapes)

@@ -154,7 +154,9 @@ def test_a_device_draws_the_pictures_of_the_workers(tiny_set: Path) -> None:
         assert torch.equal(drawn.labels, expected.labels)
 
 
-def test_copy_paste_acts_where_there_are_masks_and_before_the_tail(tiny_set: Path) -> None:
+def test_copy_paste_acts_where_there_are_masks_and_before_the_tail(
+    tiny_set: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     samples = read_split(load_data(tiny_set), "train")
     rings = [
         [np.array([[x1, y1], [x2, y1], [x2, y2]])] for x1, y1, x2, y2 in samples[3].boxes.tolist()
@@ -176,6 +178,7 @@ def test_copy_paste_acts_where_there_are_masks_and_before_the_tail(tiny_set: Pat
     assert torch.equal(shown["masked", 1, True][0], shown["masked", 0, True][0])
     for tail in (False, True):
         assert torch.equal(shown["plain", 1, tail][0], shown["plain", 0, tail][0])
+    assert caplog.messages == ["copy_paste=1 has no effect: the data has no masks"]
 
 
 def test_a_set_of_one_image_and_one_without_objects_work(tiny_set: Path) -> None:

@@ -98,7 +98,7 @@ def start(side: Side) -> subprocess.Popen:
             env=dict(side.environment),
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            process_group=0,  # of the same session: one share of the processor
         )
 
 

@@ -41,18 +41,21 @@ BARS = {"loop": 0.95, "two threads each": 0.4, "as it ships": 0.3}
 
 
 def time_to_target(
-    setting: Setting, target: float, peer: Path, stretch: float, folder: Path
+    setting: Setting, target: float, peer: Path, stretch: float, folder: Path, also: Sequence[str]
 ) -> dict[str, Any]:
     """Run our training and the peer's, alternately, until each reaches `target` or its end.
 
     Both are run with two threads, and with the threads that they choose themselves; on two
-    cores our own choice is two, so that run stands for both.
+    cores our own choice is two, so that run stands for both. `also` are further runs of ours,
+    each with one setting changed (name=value); they stand in the table, not in the ratios.
     """
     data = load_data(setting.data)
     peer_data = write_yolo_copy(data, folder / "data")
     sides = [our_side("ours", setting, target, 2, folder)]
     if os.cpu_count() != 2:
         sides.append(our_side("ours as it ships", setting, target, 0, folder))
+    for change in also:
+        sides.append(our_side(f"ours {change}", setting, target, 2, folder, ("--set", change)))
     for name, threads in (("peer", 2), ("peer as it ships", 0)):
         sides.append(peer_side(name, setting, target, threads, peer, peer_data, folder))
     alternate(sides, stretch)
@@ -89,13 +92,21 @@ def environment(threads: int, **more: str) -> dict[str, str]:
     return kept | ({"OMP_NUM_THREADS": str(threads)} if threads else {}) | more
 
 
-def our_side(name: str, setting: Setting, target: float, threads: int, folder: Path) -> Side:
+def our_side(
+    name: str,
+    setting: Setting,
+    target: float,
+    threads: int,
+    folder: Path,
+    more: Sequence[str] = (),
+) -> Side:
     """Return our training as it ships, in an empty folder: its image cache is made anew."""
     place = folder / name.replace(" ", "-")
     options = asdict(setting) | {"data": str(Path(setting.data).resolve()), "device": "cpu"}
     command = [sys.executable, "-m", "detector.train", "--project", str(place), "--name", "run"]
     for key, value in options.items():
         command += [f"--{key}", str(value)]
+    command += more
     known = environment(threads, PYTHONPATH=str(ROOT))
     return Side(name, command, place, place / "run" / "results.csv", "mAP50-95", target, known)
 
@@ -270,6 +281,13 @@ def parser() -> argparse.ArgumentParser:
     for name, value in asdict(Setting()).items():
         known.add_argument(f"--{name}", type=type(value), default=value)
     known.add_argument("--target", type=float, default=0.35, help="mAP50-95 to reach")
+    known.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one more training of ours with this setting",
+    )
     known.add_argument("--threads", type=int, default=2, help="of the loop part")
     known.add_argument("--loop-epochs", type=int, default=5, help="epochs of the loop part")
     known.add_argument("--stretch", type=float, default=5.0, help="seconds until the next one runs")
@@ -300,7 +318,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         record["loop"] = measure_loop(setting, given.loop_epochs, given.threads, work / "loop")
     if "target" in parts:
         record["target"] = time_to_target(
-            setting, given.target, given.peer.resolve(), given.stretch, work
+            setting, given.target, given.peer.resolve(), given.stretch, work, given.also
         )
     record["load_after"] = os.getloadavg()
     given.results.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ class Side:
     environment: Mapping[str, str]
     seconds: float = 0.0  # that it ran
     rows: list[tuple[float, float]] = field(default_factory=list)  # (seconds, metric) an epoch
-    ended: str = ""  # "reached", "finished" or "failed"
+    ended: str = ""  # "reached", "finished", "failed", or "long enough": see `alternate`
     process: subprocess.Popen | None = None
 
     @property
@@ -48,8 +48,11 @@ class Side:
         return len(self.rows)
 
 
-def alternate(sides: Sequence[Side], stretch: float) -> None:
+def alternate(sides: Sequence[Side], stretch: float, enough: float = 0.0) -> None:
     """Run all sides to their end, each for `stretch` seconds in turn.
+
+    With `enough`, a side is ended, "long enough", once the first side has reached its target in
+    less than this share of the time that it has run.
 
     Raises: RuntimeError when one fails; none is left running on any path.
     """
@@ -59,6 +62,10 @@ def alternate(sides: Sequence[Side], stretch: float) -> None:
                 run_for(side, stretch)
                 if side.ended == "failed":
                     raise RuntimeError(f"{side.name} failed: see {side.folder / 'log.txt'}")
+                first = sides[0].reached
+                if not side.ended and first is not None and first < enough * side.seconds:
+                    side.ended = "long enough"
+                    end(side)
     finally:
         for side in sides:
             end(side)

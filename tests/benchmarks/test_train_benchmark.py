@@ -44,6 +44,15 @@ def test_a_side_ends_when_it_reaches_the_target_or_its_last_epoch(tmp_path: Path
     assert all(side.process and side.process.poll() is not None for side in (quick, slow))
 
 
+def test_a_side_is_ended_when_it_is_slow_enough(tmp_path: Path) -> None:
+    quick = writer("quick", tmp_path, "0.6")
+    slow = writer("slow", tmp_path, *["0.1"] * 6000)
+    alternate([quick, slow], stretch=0.1, enough=0.5)
+    assert slow.ended == "long enough"
+    assert quick.reached is not None and quick.reached < 0.5 * slow.seconds
+    assert slow.process is not None and slow.process.poll() is not None
+
+
 def test_a_side_that_fails_ends_the_other_and_names_its_log(tmp_path: Path) -> None:
     good = writer("good", tmp_path, *["0.1"] * 600)
     bad = writer("bad", tmp_path)

@@ -31,7 +31,7 @@ from detector.data.cache import ImageCache
 from detector.data.description import load_data, read_split
 from detector.data.loader import Batch, TrainingLoader, TrainingPictures
 from detector.distributed import amp_dtype, choose_device
-from detector.evaluate import evaluate_family
+from detector.evaluate import Settings, evaluate_family
 from detector.families import Family, build_family
 from detector.models import build_model
 from detector.optim import build_optimizer
@@ -303,10 +303,11 @@ def measure_evaluation(run: Run, model: str, batch: int) -> dict[str, Any]:
     network = load_model(trained[0], run.device).model if trained else build_model(model, 3)
     network = network.to(run.device, memory_format=torch.channels_last)
     family, cache = build_family(network, hyp), ImageCache(samples, config.imgsz)
+    settings = Settings(config.imgsz, batch)
     rates = []
     for _ in range(3):
         began = time.monotonic()
-        evaluate_family(family, samples, cache, config.imgsz, 3, run.device, batch)
+        evaluate_family(family, samples, cache, settings, 3, run.device)
         rates.append(len(samples) / (time.monotonic() - began))
     return {"images_per_second": statistics.median(rates[1:]), "images": len(samples)}
 

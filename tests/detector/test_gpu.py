@@ -11,7 +11,7 @@ from detector.checkpoint import load_model
 from detector.config import Hyp, resolve
 from detector.data.cache import ImageCache
 from detector.data.description import load_data, read_split
-from detector.evaluate import evaluate_family
+from detector.evaluate import Settings, evaluate_family
 from detector.families import build_family
 from detector.losses import build_loss
 from detector.models import build_model
@@ -68,7 +68,7 @@ def test_a_training_on_a_gpu_gives_weights_for_a_cpu(
     for device in (CPU, GPU):
         network = load_model(tmp_path / "run" / "weights" / "last.pt", device).model
         family, cache = build_family(network, hyp), ImageCache(samples, 64)
-        summaries.append(evaluate_family(family, samples, cache, 64, 2, device).summary())
+        summaries.append(evaluate_family(family, samples, cache, Settings(64), 2, device).summary())
     assert summaries[0] == pytest.approx(summaries[1], abs=0.02)
 
 

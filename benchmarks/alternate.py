@@ -2,6 +2,8 @@
 
 All but one of the process groups are stopped (SIGSTOP) at any time, and a clock of its own counts
 what each one runs. So a noisy machine hits all of them alike, and none has a quieter hour.
+
+On a machine that others use, sides of one thread each can run at once, by their processor time.
 """
 
 import contextlib
@@ -60,12 +62,7 @@ def alternate(sides: Sequence[Side], stretch: float, enough: float = 0.0) -> Non
         while running := [side for side in sides if not side.ended]:
             for side in running:
                 run_for(side, stretch)
-                if side.ended == "failed":
-                    raise RuntimeError(f"{side.name} failed: see {side.folder / 'log.txt'}")
-                first = sides[0].reached
-                if not side.ended and first is not None and first < enough * side.seconds:
-                    side.ended = "long enough"
-                    end(side)
+                check(side, sides[0].reached, enough)
     finally:
         for side in sides:
             end(side)
@@ -81,18 +78,62 @@ def run_for(side: Side, stretch: float) -> None:
     while not side.ended and time.monotonic() - began < stretch:
         time.sleep(POLL)
         code = side.process.poll()
-        side.seconds = before + time.monotonic() - began
-        metrics = read_column(side.table, side.column)
-        side.rows += [(side.seconds, value) for value in metrics[len(side.rows) :]]
-        if side.reached is not None:
-            side.ended = "reached"
-        elif code is not None:
-            side.ended = "failed" if code else "finished"
+        look(side, code, before + time.monotonic() - began)
     if side.ended:
         end(side)
     else:
         os.killpg(side.process.pid, signal.SIGSTOP)
         side.seconds = before + time.monotonic() - began
+
+
+def together(sides: Sequence[Side], enough: float = 0.0) -> None:
+    """Run all sides at once to their end; the clock of each is the processor time that it took.
+
+    For sides of one process and one thread. `enough` and Raises: as `alternate`.
+    """
+    try:
+        for side in sides:
+            side.process = start(side)
+        while running := [side for side in sides if not side.ended]:
+            time.sleep(POLL)
+            for side in running:
+                assert side.process is not None
+                code = side.process.poll()
+                look(side, code, max(side.seconds, processor_seconds(side.process.pid)))
+                check(side, sides[0].reached, enough)
+    finally:
+        for side in sides:
+            end(side)
+
+
+def look(side: Side, code: int | None, seconds: float) -> None:
+    """Note the new rows of a side's table, and whether it has ended with an exit code."""
+    side.seconds = seconds
+    metrics = read_column(side.table, side.column)
+    side.rows += [(seconds, value) for value in metrics[len(side.rows) :]]
+    if side.reached is not None:
+        side.ended = "reached"
+    elif code is not None:
+        side.ended = "failed" if code else "finished"
+
+
+def check(side: Side, first: float | None, enough: float) -> None:
+    """End a side that has run long enough. Raises: RuntimeError when it failed."""
+    if side.ended == "failed":
+        raise RuntimeError(f"{side.name} failed: see {side.folder / 'log.txt'}")
+    if not side.ended and first is not None and first < enough * side.seconds:
+        side.ended = "long enough"
+    if side.ended:
+        end(side)
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor time of a process, its threads and its ended children; 0: it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
 
 
 def start(side: Side) -> subprocess.Popen:

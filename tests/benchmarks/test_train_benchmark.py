@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import train as benchmark
 from benchmarks import train_loop
-from benchmarks.alternate import Side, alternate, read_column
+from benchmarks.alternate import Side, alternate, read_column, together
 from detector.config import resolve
 from detector.data.description import load_data, read_split
 
@@ -51,6 +51,19 @@ def test_a_side_is_ended_when_it_is_slow_enough(tmp_path: Path) -> None:
     assert slow.ended == "long enough"
     assert quick.reached is not None and quick.reached < 0.5 * slow.seconds
     assert slow.process is not None and slow.process.poll() is not None
+
+
+def test_sleep_costs_no_processor_time(tmp_path: Path) -> None:
+    sleepy = writer("sleepy", tmp_path, *["0.1"] * 20)  # sleeps for 2 s
+    busy = writer("busy", tmp_path)
+    loop = "import time\nwhile time.process_time() < 0.5: pass\n"
+    busy.command = [sys.executable, "-c", loop + "print('mAP\\n0.9', file=open('table.csv', 'w'))"]
+    began = time.monotonic()
+    together([busy, sleepy])
+    assert (busy.ended, sleepy.ended) == ("reached", "finished")
+    assert busy.reached is not None and busy.reached >= 0.4  # counted in hundredths of a second
+    assert sleepy.seconds < time.monotonic() - began - 1  # half of its sleep, to be safe
+    assert len(sleepy.rows) == 20
 
 
 def test_a_side_that_fails_ends_the_other_and_names_its_log(tmp_path: Path) -> None:

@@ -53,10 +53,10 @@ def headline(config: TrainConfig, hyp: Hyp, network: nn.Module) -> str:
     )
 
 
-def progress_text(parts: dict[str, Tensor], rate: float, device: torch.device) -> str:
+def progress_text(parts: dict[str, Tensor], rate: float, side: int, device: torch.device) -> str:
     """Return what stands behind the progress bar; reading the loss waits for the device."""
     losses = " ".join(f"{name} {float(value):.3g}" for name, value in parts.items())
-    return f"{losses} lr {rate:.2g} {peak_memory(device) / 1e9:.1f} GB"
+    return f"{losses} lr {rate:.2g} {side} px {peak_memory(device) / 1e9:.1f} GB"
 
 
 def epoch_line(row: Row, epochs: int, done: list[Row]) -> str:

@@ -240,7 +240,8 @@ def train(
             state.step, state.epoch_step = state.step + 1, state.epoch_step + 1
             if state.step % CHECK_EVERY == 0:
                 _stop_if_diverged(state.totals, state.step)
-                text = progress_text(parts, schedule.learning_rate(state.step - 1), device)
+                rate = schedule.learning_rate(state.step - 1)
+                text = progress_text(parts, rate, side, device)
                 batches.set_postfix_str(text, refresh=False)
             asked |= bool(callbacks.on_step(state.step, parts))
             if state.step % every == 0 and any_rank(asked):

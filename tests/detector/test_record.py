@@ -1,7 +1,10 @@
 import csv
+import re
 from pathlib import Path
 
-from detector.record import epoch_line, write_results
+import torch
+
+from detector.record import epoch_line, progress_text, write_results
 
 
 def row(epoch: int, **more: float) -> dict[str, float]:
@@ -30,3 +33,9 @@ def test_the_line_of_an_epoch_tells_losses_metrics_speed_and_time_left() -> None
     assert line == (
         "epoch 2/6002  box 1.500  lr 0.01  fitness 0.500  20 img/s  2.5 GB  ETA 1 day, 1:00:00"
     )
+
+
+def test_the_progress_tells_losses_rate_size_and_memory() -> None:
+    parts = {"box": torch.tensor(1.25), "total": torch.tensor(4.0)}
+    text = progress_text(parts, 0.01, 416, torch.device("cpu"))
+    assert re.fullmatch(r"box 1\.25 total 4 lr 0\.01 416 px \d+\.\d GB", text)

@@ -129,7 +129,9 @@ def _without_numbers(text: str) -> str:
 
 
 class _Children:
-    """The processes of an attempt. SIGTERM is passed on to them; Ctrl-C reaches them by itself."""
+    """The processes of an attempt, in groups of their own: what asks the parent to end is passed on
+    to them exactly once, whether it was meant for one process or for all of a terminal or job.
+    """
 
     def __init__(self) -> None:
         self.asked = False  # to end
@@ -138,7 +140,7 @@ class _Children:
 
     def __enter__(self) -> "_Children":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 self._before[number] = signal.signal(number, self._catch)
         return self
 
@@ -152,7 +154,9 @@ class _Children:
 
         When one fails the others are asked to end, and after `GRACE` seconds killed.
         """
-        self._running = [subprocess.Popen(command, env=one) for one in environments]
+        self._running = [
+            subprocess.Popen(command, env=one, process_group=0) for one in environments
+        ]
         codes: list[int] = []
         deadline = float("inf")
         while self._running:
@@ -176,8 +180,7 @@ class _Children:
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        if number == signal.SIGTERM:
-            self._stop(signal.SIGTERM)
+        self._stop(signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number))
 
     def _stop(self, number: signal.Signals) -> None:
         for child in self._running:
@@ -189,20 +192,23 @@ class _Children:
 
 
 @contextmanager
-def noted() -> Iterator[Callable[[int], None]]:
+def noted() -> Iterator[Callable[[int], bool]]:
     """Leave notes for the parent: give it each finished step, and the error that ends the block.
 
+    The answer to a step is True when the parent has died: nobody would end this process then.
     Does nothing where no parent waits for notes.
     """
     if NOTES not in os.environ:
-        yield lambda step: None
+        yield lambda step: False
         return
+    parent = os.getppid()
     folder = Path(os.environ[NOTES])
     with (folder / "step").open("r+b") as file, mmap.mmap(file.fileno(), STEP.size) as memory:
 
-        def note_step(step: int) -> None:
+        def note_step(step: int) -> bool:
             if is_first():
                 STEP.pack_into(memory, 0, step)
+            return os.getppid() != parent
 
         try:
             yield note_step

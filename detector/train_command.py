@@ -143,7 +143,7 @@ def _run(
     device: torch.device,
     directory: Path,
     begun: bool,
-    note_step: Callable[[int], None],
+    note_step: Callable[[int], bool],
 ) -> dict[str, Any]:
     """Train in `directory`, going on there if it is `begun`, and sum the result up."""
     if options.occupy:
@@ -154,7 +154,7 @@ def _run(
         with StopOnSignal() as stop:
 
             def on_step(step: int, parts: Mapping[str, torch.Tensor]) -> bool:
-                note_step(step)
+                stop.asked |= note_step(step)
                 return stop.asked or (options.performance and watch.on_step(step, parts))
 
             result = train(

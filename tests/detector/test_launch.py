@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -122,6 +123,28 @@ def test_a_request_to_end_is_passed_on_and_nothing_is_started_again() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_signal_to_the_whole_job_reaches_a_child_once() -> None:
+    Path("child.py").write_text(
+        "import pathlib, signal, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: pathlib.Path('got').open('a').write('x'))\n"
+        "pathlib.Path('up').touch()\n"
+        "time.sleep(3)\n"
+    )
+    script = (
+        "import sys\n"
+        "from detector.launch import supervise\n"
+        "sys.exit(supervise([sys.executable, 'child.py'], 1, 0))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    parent = subprocess.Popen([sys.executable, "-c", script], env=environment, process_group=0)
+    while not Path("up").exists():
+        assert parent.poll() is None
+        time.sleep(0.02)
+    os.killpg(parent.pid, signal.SIGTERM)
+    assert parent.wait() == 0  # the child ended well, and so did the run
+    assert Path("got").read_text() == "x"
+
+
 # ---- notes of a child ----------------------------------------------------------------------
 
 
@@ -131,8 +154,10 @@ def test_a_child_notes_its_steps_and_its_error(
     monkeypatch.setenv(launch.NOTES, str(tmp_path))
     (tmp_path / "step").write_bytes(launch.STEP.pack(-1))
     with pytest.raises(ConfigError), noted() as note_step:
-        note_step(41)
-        note_step(42)
+        assert not note_step(41)
+        assert not note_step(42)
+        monkeypatch.setattr(os, "getppid", lambda: 1)  # the parent was killed
+        assert note_step(42)
         raise ConfigError("batch=0")
     assert launch.STEP.unpack((tmp_path / "step").read_bytes()) == (42,)
     note = json.loads((tmp_path / "error").read_text())

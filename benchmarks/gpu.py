@@ -31,8 +31,9 @@ from detector.data.cache import ImageCache
 from detector.data.description import load_data, read_split
 from detector.data.loader import Batch, TrainingLoader, TrainingPictures
 from detector.distributed import amp_dtype, choose_device
-from detector.evaluate import Settings, evaluate_family
+from detector.evaluate import evaluate_family
 from detector.families import Family, build_family
+from detector.finding import Settings
 from detector.models import build_model
 from detector.optim import build_optimizer
 from detector.train import train

@@ -12,8 +12,8 @@ from detector.data.description import load_data, read_split
 from detector.data.loader import Batch
 from detector.distributed import choose_device
 from detector.draw import Tile, draw_grid
-from detector.evaluate import Originals, Settings, find_objects
 from detector.families import build_family
+from detector.finding import Originals, Settings, find_objects
 
 MOST = 16  # pictures on a sheet
 CELL = (320, 320)  # height and width of one, pixels

@@ -28,7 +28,8 @@ from detector.decode import MAX_CANDIDATES
 from detector.distributed import choose_device
 from detector.draw import draw_detections
 from detector.errors import ConfigError, DataError, did_you_mean
-from detector.evaluate import Settings, add_settings, in_image_pixels
+from detector.evaluate import add_settings
+from detector.finding import Settings, in_image_pixels
 
 log = logging.getLogger("detector")
 

@@ -49,8 +49,9 @@ from detector.distributed import (
 )
 from detector.duration import planned_epochs, seconds_of
 from detector.errors import ConfigError, TrainingDiverged
-from detector.evaluate import Settings, evaluate_family
+from detector.evaluate import evaluate_family
 from detector.families import build_family
+from detector.finding import Settings
 from detector.metrics import METRIC_NAMES, fitness
 from detector.models import build_model
 from detector.models.sync_norm import synchronise_norms

@@ -16,8 +16,8 @@ from detector.config import Hyp, TrainConfig
 from detector.data.cache import scaled_size
 from detector.data.sample import Sample
 from detector.distributed import from_first, gathered, rank, world_size
-from detector.evaluate import Settings, batches_of, letterboxed_batches
 from detector.families import build_family
+from detector.finding import Settings, batches_of, letterboxed_batches
 
 
 @torch.no_grad()

@@ -108,7 +108,7 @@ def detector_row(name: str) -> int:
         ("tracking", "tensorboard", "cli", "launch"),
         ("draw", "plots"),
         ("onnx_graph", "engine", "backends", "parity"),
-        ("evaluate", "predict", "doctor"),
+        ("finding", "evaluate", "predict", "doctor"),
         ("export", "validation", "pictures"),
         ("train",),
         ("train_command",),

@@ -19,18 +19,9 @@ from detector.data.cache import ImageCache
 from detector.data.description import load_data, read_split
 from detector.data.sample import Sample
 from detector.errors import ConfigError, DataError
-from detector.evaluate import (
-    Originals,
-    Settings,
-    batches_of,
-    evaluate,
-    evaluate_family,
-    find_objects,
-    in_image_pixels,
-    main,
-    truth_of,
-)
+from detector.evaluate import evaluate, evaluate_family, main, truth_of
 from detector.families import build_family
+from detector.finding import Originals, Settings, batches_of, find_objects, in_image_pixels
 from detector.models import build_model
 
 COLOURS = {"square": (40, 40, 230), "disc": (230, 200, 40)}  # BGR

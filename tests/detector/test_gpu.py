@@ -11,8 +11,9 @@ from detector.checkpoint import load_model
 from detector.config import Hyp, resolve
 from detector.data.cache import ImageCache
 from detector.data.description import load_data, read_split
-from detector.evaluate import Settings, evaluate_family
+from detector.evaluate import evaluate_family
 from detector.families import build_family
+from detector.finding import Settings
 from detector.losses import build_loss
 from detector.models import build_model
 from detector.train import train

@@ -11,7 +11,7 @@ import torch
 from detector.backends import Backend
 from detector.checkpoint import model_content, save_checkpoint
 from detector.errors import ConfigError, DataError
-from detector.evaluate import Settings
+from detector.finding import Settings
 from detector.models import build_model
 from detector.predict import Result, find_sources, main, predict
 

@@ -97,14 +97,15 @@ def time_to_target(
 
 def side_record(side: Side) -> dict[str, Any]:
     """Return what is written about a side."""
-    threads = side.folder / "threads"
+    found = side.folder / "threads"  # what the peer had in truth
+    wanted = int(side.environment.get("OMP_NUM_THREADS", "0"))
     return {
         "name": side.name,
-        "command": [Path(side.command[0]).name, *side.command[1:]],
+        "command": ["python", *(part.replace(f"{ROOT}/", "") for part in side.command[1:])],
         "ended": side.ended,
         "reached": side.reached,
         "seconds": side.seconds,
-        "threads": int(threads.read_text()) if threads.is_file() else None,
+        "threads": int(found.read_text()) if found.is_file() else wanted,
         "epochs": [{"seconds": when, "mAP50-95": metric} for when, metric in side.rows],
     }
 

@@ -97,6 +97,7 @@ class Hyp:
     nbs: int = gene(4, 1, 4096, "nominal batch: images per optimizer step")
     ema_decay: float = gene(0.998, 0.0, 0.99999, "decay of the weight average; 0 turns it off")
     ema_tau: float = gene(200.0, 1.0, 100000.0, "steps over which the decay ramps up", WITH_EMA)
+    bn_momentum: float = gene(0.03, 0.001, 1.0, "share of a batch in the norms' running statistics")
     # ---- losses
     box: float = gene(5.0, 0.0, 1000.0, "gain of the IoU loss")
     obj: float = gene(1.0, 0.0, 1000.0, "gain of the objectness loss")

@@ -133,6 +133,13 @@ def rate_scale(config: TrainConfig, hyp: Hyp) -> float:
     return scale
 
 
+def set_norm_momentum(model: nn.Module, momentum: float) -> None:
+    """Set the share of each new batch in the running statistics of all batch norms, in place."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = momentum
+
+
 # ---- frozen parts --------------------------------------------------------------------------
 
 

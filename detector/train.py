@@ -55,7 +55,15 @@ from detector.finding import Settings
 from detector.metrics import METRIC_NAMES, fitness
 from detector.models import build_model
 from detector.models.sync_norm import synchronise_norms
-from detector.optim import WeightAverage, build_optimizer, freeze, hold, rate_scale, set_step
+from detector.optim import (
+    WeightAverage,
+    build_optimizer,
+    freeze,
+    hold,
+    rate_scale,
+    set_norm_momentum,
+    set_step,
+)
 from detector.pictures import draw_batch
 from detector.record import (
     Row,
@@ -151,6 +159,7 @@ def train(
     network = network.to(device, memory_format=torch.channels_last)
     if config.sync_bn and world_size() > 1:
         synchronise_norms(network, device)
+    set_norm_momentum(network, hyp.bn_momentum)
     frozen = freeze(network, config.freeze)
     family = build_family(network, hyp)
     if config.batch == AUTO:

@@ -17,6 +17,7 @@ from detector.optim import (
     hold,
     parameter_groups,
     rate_scale,
+    set_norm_momentum,
     set_step,
 )
 
@@ -115,6 +116,14 @@ def test_a_rate_is_scaled_to_the_batch_on_request_and_said(
 
 def test_a_rate_is_left_alone_without_a_request() -> None:
     assert rate_scale(TrainConfig(), Hyp(nbs=64)) == 1.0
+
+
+def test_the_norm_momentum_is_the_share_of_a_batch_in_the_statistics() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1, momentum=0.03))
+    set_norm_momentum(model, 0.25)
+    model(torch.full((2, 1, 2, 2), 8.0))
+    assert model[0].running_mean.item() == pytest.approx(2.0)  # 0.75 * 0 + 0.25 * 8
+    assert model[0].running_var.item() == pytest.approx(0.75)  # 0.75 * 1 + 0.25 * 0
 
 
 # ---- frozen parts

@@ -104,26 +104,42 @@ def ranks(found: Sequence[Score]) -> dict[str, list[float]]:
     return result
 
 
+def common(found: Sequence[Score], subject: str = SUBJECT) -> list[Score]:
+    """Return the runs on problems and seeds that all strategies have, so that ranks compare.
+
+    A strategy that has less than half of the subject's places is left out; the duels have it.
+    """
+    places: dict[str, set[Place]] = defaultdict(set)
+    for one in found:
+        places[one.strategy].add(one.place)
+    own = places[subject] or set().union(*places.values())
+    field = {name for name, its in places.items() if 2 * len(its & own) >= len(own)}
+    shared = own.intersection(*(places[name] for name in field))
+    return [one for one in found if one.strategy in field and one.place in shared]
+
+
 def standing(found: Sequence[Score]) -> list[Row]:
     """Return one row per strategy, the best mean rank first."""
-    ranked = ranks(found)
-    rows = []
-    for name, places in ranked.items():
-        own = [one for one in found if one.strategy == name]
-        errors = [one.error for one in own if one.error is not None]
-        covered = [one.covered for one in own if one.covered is not None]
-        rows.append(
-            {
-                "strategy": name,
-                "runs": len(own),
-                "rank": fmean(places),
-                "regret": median(one.regret for one in own),
-                "harm": fmean(one.harm for one in own),
-                "error": median(errors) if errors else None,
-                "coverage": fmean(covered) if covered else None,
-            }
-        )
+    rows = [
+        summary(name, [one for one in found if one.strategy == name]) | {"rank": fmean(places)}
+        for name, places in ranks(found).items()
+    ]
     return sorted(rows, key=lambda row: row["rank"])
+
+
+def summary(name: str, own: Sequence[Score]) -> Row:
+    """Return what a strategy's runs show without a comparison."""
+    errors = [one.error for one in own if one.error is not None]
+    covered = [one.covered for one in own if one.covered is not None]
+    return {
+        "strategy": name,
+        "runs": len(own),
+        "rank": None,
+        "regret": median(one.regret for one in own),
+        "harm": fmean(one.harm for one in own),
+        "error": median(errors) if errors else None,
+        "coverage": fmean(covered) if covered else None,
+    }
 
 
 def duel(found: Sequence[Score], subject: str, rival: str) -> Row | None:
@@ -231,11 +247,13 @@ def report_of(records: Sequence[Record], seeds: Sequence[int], extra: Sequence[s
             part = [one for one in every if group in (one.group, "all")]
             if part:
                 rivals = duels(part, SUBJECT)
+                own = [one for one in part if one.strategy == SUBJECT]
                 tables.append(
                     {
                         "trials": count,
                         "group": group,
-                        "standing": standing(part),
+                        "standing": standing(common(part)),
+                        "subject": summary(f"{SUBJECT}, all its runs", own) if own else None,
                         "duels": rivals,
                         "optuna": hardest(rivals, OPTUNA),
                         "wired": hardest(rivals, WIRED),
@@ -325,16 +343,18 @@ def markdown(report: Row) -> str:
         "# Search benchmark",
         "",
         f"Seeds: {seeds}. Regret is that of the recommended values on the true objective:",
-        "0 at the best known, 1 at the start values. Ranks are within a problem and seed.",
+        "0 at the best known, 1 at the start values. Ranks are within a problem and seed, on those",
+        "that all listed strategies were run on; the paired comparisons have all strategies.",
         "Harm: the share of runs that recommend values truly worse than the start values.",
     ]
     for part in report["tables"]:
         lines += ["", f"## {part['trials']} trials, {part['group']}", ""]
-        lines += table(STANDING, part["standing"])
+        lines += table(STANDING, [*part["standing"], *filter(None, [part["subject"]])])
         if part["duels"]:
             lines += ["", *table(DUEL, part["duels"]), ""]
             lines += [
                 f"- strongest of {whose}: {row['rival']}, ratio {row['ratio']:.2f}"
+                f" ({row['runs']} runs)"
                 for whose, row in (("Optuna's", part["optuna"]), ("the wired-up", part["wired"]))
                 if row
             ]

@@ -208,6 +208,19 @@ def test_the_best_of_a_training_is_the_best_that_any_strategy_saw() -> None:
     assert [one.regret for one in found] == [0.0, pytest.approx(2 / 9)]
 
 
+def test_ranks_compare_only_what_all_were_run_on() -> None:
+    # seed 10 has all three, seed 11 only two: there a rank of 1 would be cheap
+    records = [record(name, value) for name, value in (("guided", 3.0), ("gp", 2.0), ("tpe", 1.0))]
+    records += [record("guided", 2.0, seed=11), record("tpe", 3.0, seed=11)]
+    records += [record("guided", 2.0, seed=12)]  # nobody else: it has no rank at all
+    records += [record("rare", 9.0, seed=99)]  # shares nothing: no part of the field
+    found = search_report.scores(records, 25, search_report.best_known(records))
+    shared = search_report.common(found)
+    assert {one.seed for one in shared} == {10, 11}
+    rows = {row["strategy"]: row for row in search_report.standing(shared)}
+    assert {name: row["rank"] for name, row in rows.items()} == {"guided": 1.5, "tpe": 1.5}
+
+
 def test_development_seeds_never_stand_in_a_final_report(tmp_path: Path) -> None:
     records = [record("guided", -1.0, seed=seed) for seed in (3, 10)]
     final = search_report.write_report(records, range(10, 30), tmp_path)

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from detector.distributed import amp_dtype
+
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Source: Jordan et al. 2024
 ITERATIONS = 5
 UPDATE_RMS = 0.2  # root mean square of an AdamW update. Source: Liu et al. 2025, equation 4
@@ -20,11 +22,11 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     """Return (N, M, K) with all singular values moved to about 1 (0.7 to 1.2), M <= K.
 
     Newton-Schulz iteration s <- a s + b s^3 + c s^5 on the singular values, without finding them.
-    On a GPU that has it in bfloat16, which is enough for "about 1" (Jordan et al. 2024).
+    In bfloat16 where the device has it natively: enough for "about 1" (Jordan et al. 2024).
     """
     a, b, c = QUINTIC
     x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)  # every singular value <= 1
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 0):
+    if amp_dtype(x.device, True) == torch.bfloat16:
         x = x.bfloat16()
     for _ in range(ITERATIONS):
         gram = x @ x.mT  # (N, M, M)

@@ -18,6 +18,7 @@ Schema of a checkpoint (a dict of tensors and plain Python values):
 import logging
 import os
 import platform
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,25 +47,32 @@ class LoadedModel:
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint so that `path` is always whole: the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        torch.save(content, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write a checkpoint so that `path` is always whole: the old file or the new one.
+
+    Raises: `OSError`, also when the disk is full.
+    """
+    _write(path, content, keep=False)
 
 
 def save_state(path: Path, content: dict[str, Any]) -> None:
     """Write last.pt as `save_checkpoint` does, and keep the one before it as previous.pt."""
+    _write(path, content, keep=True)
+
+
+def _write(path: Path, content: dict[str, Any], keep: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         torch.save(content, partial)
-        if path.is_file():
+        if keep and path.is_file():
             path.replace(path.with_name(PREVIOUS))
         partial.replace(path)
+    except (RuntimeError, OSError) as error:  # torch tells of a full disk by a position in its file
+        free = shutil.disk_usage(path.parent).free / 1e6
+        raise OSError(
+            f"{path}: cannot be written, {free:.0f} MB were left on its disk; "
+            "what was saved before is whole"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -336,12 +336,12 @@ def test_a_full_disk_ends_a_run_and_leaves_the_last_state_whole(
         saves.append(path)
         if len(saves) > 3:
             Path(path).write_bytes(b"half")
-            raise OSError(28, "No space left on device")
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos")
         real(content, path)
 
     monkeypatch.setattr(torch, "save", save)
     config, hyp = settings(tiny_set, epochs=4)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"cannot be written, \d+ MB were left on its disk"):
         train(config, hyp, tmp_path / "run")
     weights = tmp_path / "run" / "weights"
     assert not list(weights.glob("*.partial"))

@@ -6,8 +6,8 @@ command-line option or `--set` < a trial's parameters; it is checked once and th
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ import yaml
 
 from detector.duration import seconds_of
 from detector.errors import ConfigError, did_you_mean
+from detector.fields import AUTO, Rule, check_fields, convert, converted, gene, option
 from detector.yamlfile import read_mapping
 
-AUTO = -1  # batch: the largest that fits
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "Muon")
 WARMUPS = ("quadratic", "linear", "burn-in")
 # Those without a final value come last.
@@ -28,32 +28,12 @@ CACHES = ("auto", "ram", "disk", "none")
 RENDERERS = ("auto", "cpu", "device")
 
 
-@dataclass(frozen=True)
-class Rule:
-    """When a hyperparameter has an effect; `reason` says why it has none otherwise."""
-
-    reason: str
-    holds: Callable[["TrainConfig", "Hyp"], bool]
-
-
-def option(
-    default: Any,
-    text: str,
-    low: float | None = None,
-    choices: tuple[str, ...] = (),
-    high: float | None = None,
-) -> Any:
-    """Declare a `TrainConfig` field: default, closed range or choices, one line of help."""
-    metadata = {"low": low, "high": high, "choices": choices, "help": text}
-    return field(default=default, metadata=metadata)
-
-
-def gene(
-    default: float, low: float, high: float, text: str, active_when: Rule | None = None
-) -> Any:
-    """Declare a `Hyp` field: default, closed range, help with its unit, activity rule."""
-    metadata = {"low": low, "high": high, "help": text, "active_when": active_when}
-    return field(default=default, metadata=metadata)
+def family_name(model: str) -> str:
+    """Return the family of a model by its name: "yolox" of yolox-nano; a *.cfg is a "yolov3"."""
+    name = model.strip().lower()
+    if name.endswith(".cfg"):
+        return "yolov3"
+    return re.split("[-_:]", name)[0]
 
 
 WITH_RAMP = Rule("the schedule has no final value", lambda config, hyp: config.schedule in RAMPS)
@@ -72,6 +52,7 @@ WITHOUT_FULL_MOSAIC = Rule(
     "mosaic is 1, so mosaic_scale_* act, or no_aug_epochs fills the run",
     lambda c, hyp: hyp.mosaic < 1 and BEFORE_TAIL.holds(c, hyp),
 )
+YOLOX = ("yolox",)  # the families that have a hyperparameter
 WITH_EMA = Rule("ema_decay is 0", lambda config, hyp: hyp.ema_decay > 0)
 
 
@@ -99,16 +80,26 @@ class Hyp:
     ema_tau: float = gene(200.0, 1.0, 100000.0, "steps over which the decay ramps up", WITH_EMA)
     bn_momentum: float = gene(0.03, 0.001, 1.0, "share of a batch in the norms' running statistics")
     # ---- losses
-    box: float = gene(5.0, 0.0, 1000.0, "gain of the IoU loss")
+    box: float = gene(5.0, 0.0, 1000.0, "gain of the IoU loss", families=YOLOX)
     obj: float = gene(1.0, 0.0, 1000.0, "gain of the objectness loss")
     cls: float = gene(1.0, 0.0, 1000.0, "gain of the class loss")
-    l1: float = gene(1.0, 0.0, 1000.0, "gain of the L1 loss in the last no_aug_epochs", WITH_TAIL)
+    l1: float = gene(
+        1.0, 0.0, 1000.0, "gain of the L1 loss in the last no_aug_epochs", WITH_TAIL, families=YOLOX
+    )
     no_aug_epochs: int = gene(4, 0, 1000, "last epochs without mosaic, mixup and affine, with L1")
     # ---- assignment (SimOTA)
-    center_radius: float = gene(1.5, 0.1, 10.0, "candidate points around an object's centre, cells")
-    topk: int = gene(10, 1, 100, "largest IoUs whose sum is an object's number of positives")
-    iou_cost: float = gene(3.0, 0.0, 100.0, "weight of -ln(IoU) in the assignment cost")
-    cls_cost: float = gene(1.0, 0.0, 100.0, "weight of the class error in the assignment cost")
+    center_radius: float = gene(
+        1.5, 0.1, 10.0, "candidate points around an object's centre, cells", families=YOLOX
+    )
+    topk: int = gene(
+        10, 1, 100, "largest IoUs whose sum is an object's number of positives", families=YOLOX
+    )
+    iou_cost: float = gene(
+        3.0, 0.0, 100.0, "weight of -ln(IoU) in the assignment cost", families=YOLOX
+    )
+    cls_cost: float = gene(
+        1.0, 0.0, 100.0, "weight of the class error in the assignment cost", families=YOLOX
+    )
     # ---- augmentation
     mosaic: float = gene(0.5, 0.0, 1.0, "probability of a mosaic of four images", BEFORE_TAIL)
     mosaic_scale_min: float = gene(0.5, 0.05, 10.0, "smallest scale of a mosaic", WITH_MOSAIC)
@@ -129,7 +120,7 @@ class Hyp:
     flipud: float = gene(0.5, 0.0, 1.0, "probability of an up-down flip; 0 if up matters")
 
     def __post_init__(self) -> None:
-        _check_fields(self, "hyperparameter")
+        check_fields(self, "hyperparameter")
         for low, high in ORDERED_PAIRS:
             if getattr(self, low) > getattr(self, high):
                 raise ConfigError(
@@ -146,12 +137,14 @@ class Hyp:
 
     def dead(self, config: "TrainConfig") -> dict[str, str]:
         """Return the names that have no effect under this configuration, with the reason."""
-        rules = {item.name: item.metadata["active_when"] for item in dataclasses.fields(self)}
-        return {
-            name: rule.reason
-            for name, rule in rules.items()
-            if rule and not rule.holds(config, self)
-        }
+        dead, family = {}, family_name(config.model)
+        for item in dataclasses.fields(self):
+            rule, families = item.metadata["active_when"], item.metadata["families"]
+            if families and family not in families:
+                dead[item.name] = f"{config.model} has none, only {', '.join(families)}"
+            elif rule and not rule.holds(config, self):
+                dead[item.name] = rule.reason
+        return dead
 
 
 @dataclass(frozen=True)
@@ -204,7 +197,7 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        _check_fields(self, "setting")
+        check_fields(self, "setting")
         if self.batch == 0:
             raise ConfigError("setting batch=0 is out of range; allowed: 1 or more, or auto")
         if self.patience and not self.validate:
@@ -234,8 +227,7 @@ def check_schedule(name: str, hyp: Hyp, epochs: int) -> None:
 
 def family_file(model: str) -> Path:
     """Return the path of the shipped hyperparameters of a model's family."""
-    family = model.replace("_", "-").split("-")[0].split(":")[0]
-    return Path(__file__).resolve().parent.parent / "hyp" / f"{family}.yaml"
+    return Path(__file__).resolve().parent.parent / "hyp" / f"{family_name(model)}.yaml"
 
 
 @functools.cache  # a preflight resolves some hundred configurations
@@ -268,8 +260,8 @@ def read_hyp_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
             )
     try:
         return (
-            {name: _convert(Hyp, name, value) for name, value in values.items()},
-            {name: _convert(TrainConfig, name, value) for name, value in train.items()},
+            {name: convert(Hyp, name, value) for name, value in values.items()},
+            {name: convert(TrainConfig, name, value) for name, value in train.items()},
         )
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -289,10 +281,10 @@ def resolve(
     file_hyp, file_train = read_hyp_file(hyp_file) if hyp_file else ({}, {})
     given_train = {name: values[name] for name in values if name in TRAIN_NAMES}
     given_hyp = {name: values[name] for name in values if name in HYP_NAMES}
-    config = TrainConfig(**_converted(TrainConfig, {**file_train, **given_train}))
+    config = TrainConfig(**converted(TrainConfig, {**file_train, **given_train}))
     start = dataclasses.asdict(Hyp.for_model(config.model))
     try:
-        hyp = Hyp(**_converted(Hyp, {**start, **file_hyp, **given_hyp}))
+        hyp = Hyp(**converted(Hyp, {**start, **file_hyp, **given_hyp}))
     except ConfigError as error:
         wrong_in_file = hyp_file and not any(name in str(error) for name in given_hyp)
         raise ConfigError(f"{hyp_file}: {error}" if wrong_in_file else str(error)) from error
@@ -319,58 +311,3 @@ def dump(config: TrainConfig, hyp: Hyp, header: str = "") -> str:
     values = {**dataclasses.asdict(hyp), "train": dataclasses.asdict(config)}
     comment = "".join(f"# {line}\n" for line in header.splitlines())
     return comment + yaml.safe_dump(values, sort_keys=False)
-
-
-def _converted(owner: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _convert(owner, name, value) for name, value in values.items()}
-
-
-def _convert(owner: type, name: str, value: Any) -> Any:
-    """Return `value` as the field's type: yaml reads `1e-3` as text and `2` as int."""
-    kind = next(item.type for item in dataclasses.fields(owner) if item.name == name)
-    if kind is bool:
-        words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-        value = words.get(str(value).strip().lower(), value)
-        if not isinstance(value, bool):
-            raise ConfigError(f"{name}={value!r} must be true or false")
-    elif kind in (int, float):
-        value = AUTO if name == "batch" and value == "auto" else _number(name, value, kind)
-    elif kind is str:
-        value = "" if value is None else str(value)
-    elif name == "fitness":
-        if not isinstance(value, Mapping) or not value:
-            raise ConfigError(
-                f"fitness={value!r} must map metrics to weights, like {{mAP50-95: 0.5, F1: 0.5}}"
-            )
-        value = {str(key): _number(f"fitness.{key}", part, float) for key, part in value.items()}
-    return value
-
-
-def _number(name: str, value: Any, kind: type) -> float | int:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, bool) or not math.isfinite(number):
-        raise ConfigError(f"{name}={value!r} must be a finite number")
-    if kind is int and number != int(number):
-        raise ConfigError(f"{name}={value!r} must be a whole number")
-    return kind(number)
-
-
-def _check_fields(values: Any, what: str) -> None:
-    for item in dataclasses.fields(values):
-        value, limits = getattr(values, item.name), item.metadata
-        if limits.get("choices") and value not in limits["choices"]:
-            allowed = ", ".join(limits["choices"])
-            raise ConfigError(f"{what} {item.name}={value!r} is unknown; allowed: {allowed}")
-        low, high = limits.get("low"), limits.get("high")
-        if item.type in (int, float):
-            if isinstance(value, str):
-                raise ConfigError(f"{what} {item.name}={value!r} must be a number, not text")
-            _number(item.name, value, item.type)
-        if item.type is bool and not isinstance(value, bool):
-            raise ConfigError(f"{what} {item.name}={value!r} must be true or false")
-        if low is not None and (value < low or (high is not None and value > high)):
-            allowed = f"{low} to {high}" if high is not None else f"{low} or more"
-            raise ConfigError(f"{what} {item.name}={value} is out of range; allowed: {allowed}")

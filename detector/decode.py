@@ -3,7 +3,7 @@
 Letters: B images, N points, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,19 @@ def decode(model: nn.Module, raw: Sequence[Tensor]) -> Tensor:
     Objectness and class probabilities lie between 0 and 1. The grid comes from the shapes of
     `raw`, so the function can be traced for any batch size.
     """
+    return DECODERS[model.family](model, raw)
+
+
+def _decode_yolox(model: nn.Module, raw: Sequence[Tensor]) -> Tensor:
     table = flatten_raw(raw)
     cells, strides = make_grid(raw, model.strides)
     return torch.cat((raw_to_cxcywh(table, cells, strides), table[..., 4:].sigmoid()), dim=-1)
+
+
+# By the `family` of the network.
+DECODERS: dict[str, Callable[[nn.Module, Sequence[Tensor]], Tensor]] = {
+    "yolox": _decode_yolox,
+}
 
 
 @torch.no_grad()

@@ -2,9 +2,11 @@
 
     losses(images, targets) -> (named sums, count)     detect(images, conf, iou, max_det)
 
-A dense family (YOLOX) builds both from raw maps, loss, decode and NMS.
+A dense family (YOLOX) builds both from raw maps, loss, decode and NMS. A network says by its
+attribute `family` how it is trained and asked.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -58,6 +60,12 @@ class DenseFamily:
         self.criterion.use_l1 = True
 
 
+# By the `family` of the network.
+FAMILIES: dict[str, Callable[[nn.Module, Hyp], Family]] = {
+    "yolox": DenseFamily,
+}
+
+
 def build_family(network: nn.Module, hyp: Hyp) -> Family:
     """Return the family that `network` belongs to."""
-    return DenseFamily(network, hyp)
+    return FAMILIES[network.family](network, hyp)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from detector.callbacks import Callbacks
 from detector.checkpoint import load_weights, save_checkpoint
 from detector.compiled import compiled
-from detector.config import AUTO, Hyp, TrainConfig, check_schedule
+from detector.config import Hyp, TrainConfig, check_schedule
 from detector.data.cache import ImageCache
 from detector.data.description import load_data, read_split, single_class
 from detector.data.loader import TrainingLoader, TrainingPictures, side_range, training_side
@@ -51,6 +51,7 @@ from detector.duration import planned_epochs, seconds_of
 from detector.errors import ConfigError, TrainingDiverged
 from detector.evaluate import evaluate_family
 from detector.families import build_family
+from detector.fields import AUTO
 from detector.finding import Settings
 from detector.metrics import METRIC_NAMES, fitness
 from detector.models import build_model

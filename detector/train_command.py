@@ -13,7 +13,7 @@ import torch
 from detector.callbacks import Callbacks
 from detector.checkpoint import LAST, PREVIOUS, newest_state
 from detector.cli import add_common, run_command
-from detector.config import AUTO, TRAIN_NAMES, Hyp, TrainConfig, parse_assignments, resolve
+from detector.config import TRAIN_NAMES, Hyp, TrainConfig, parse_assignments, resolve
 from detector.data.description import short_name
 from detector.device_memory import occupy
 from detector.distributed import (
@@ -25,6 +25,7 @@ from detector.distributed import (
     world_size,
 )
 from detector.errors import CheckpointError, ConfigError
+from detector.fields import AUTO
 from detector.interrupt import StopOnSignal
 from detector.launch import forget, noted, python_command, run_directory, supervise
 from detector.performance import Stopwatch, final_lines, images_per_second, write_log

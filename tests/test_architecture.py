@@ -92,7 +92,7 @@ def detector_row(name: str) -> int:
     """Return the row of the table in DESIGN section 1: imports only ever point upwards."""
     rows = (
         ("errors", "memory", "callbacks", "compiled", "interrupt"),
-        ("duration", "yamlfile"),
+        ("duration", "yamlfile", "fields"),
         ("config",),
         ("boxes",),
         ("distributed",),

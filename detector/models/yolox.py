@@ -181,6 +181,7 @@ class YOLOX(nn.Module):
     def __init__(self, name: str, shape: YoloxShape, num_classes: int) -> None:
         super().__init__()
         self.name = name
+        self.family = "yolox"
         self.shape = shape
         self.num_classes = num_classes
         self.strides = STRIDES

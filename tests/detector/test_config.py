@@ -10,6 +10,7 @@ from detector.config import (
     Hyp,
     TrainConfig,
     dump,
+    family_name,
     parse_assignments,
     read_hyp_file,
     resolve,
@@ -168,3 +169,15 @@ def test_text_is_no_number_and_no_switch_in_the_python_api() -> None:  # B-36
 def test_an_assignment_that_is_no_yaml_is_named(pair: str) -> None:
     with pytest.raises(ConfigError, match="is not a yaml value"):
         parse_assignments([pair])
+
+
+def test_the_family_comes_from_the_name() -> None:
+    names = {"yolox-nano": "yolox", "YOLOX_S": "yolox", "yolox:width=0.5": "yolox"}
+    names |= {"yolov3-spp": "yolov3", "my/net-2.cfg": "yolov3", "torchvision:fcos": "torchvision"}
+    assert {name: family_name(name) for name in names} == names
+
+
+def test_a_hyperparameter_of_another_family_is_dead() -> None:
+    dead = Hyp().dead(TrainConfig(model="torchvision:fcos_resnet50_fpn"))
+    assert dead["topk"] == "torchvision:fcos_resnet50_fpn has none, only yolox"
+    assert "topk" not in Hyp().dead(TrainConfig(model="yolox-nano"))

@@ -18,6 +18,7 @@ class Strides(nn.Module):
     def __init__(self, *strides: int) -> None:
         super().__init__()
         self.strides = strides
+        self.family = "yolox"
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         return decode(self, [first, second])

@@ -1,4 +1,6 @@
-"""Raw maps and targets to named loss parts, one class per family.
+"""The YOLOX loss on SimOTA's positives.
+
+Source: Ge et al. 2021 (arXiv 2107.08430) and YOLOX 0.3.
 
 Letters: B images, P points, C classes, n positives.
 """
@@ -119,8 +121,3 @@ def encode_raw(boxes: Tensor, cells: Tensor, strides: Tensor) -> Tensor:
     """The raw outputs (n, 4) that decode to `boxes` (n, 4) xyxy at these cells (n, 2)."""
     cxcywh = xyxy_to_cxcywh(boxes) / strides
     return torch.cat((cxcywh[:, :2] - cells, (cxcywh[:, 2:] + 1e-8).log()), dim=1)
-
-
-def build_loss(model: nn.Module, hyp: LossHyp) -> YoloxLoss:
-    """The loss that belongs to `model`; `hyp` is any object with the fields of `LossHyp`."""
-    return YoloxLoss(model.strides, hyp)

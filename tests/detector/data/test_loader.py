@@ -57,6 +57,24 @@ def test_seed_and_epoch_alone_decide_an_epoch(tiny_set: Path) -> None:
     assert not torch.equal(epoch_images(first, 2), epoch_images(first, 3))
 
 
+@pytest.mark.parametrize("where", ["disk", "none"])
+def test_threads_draw_what_one_thread_draws(tiny_set: Path, where: str) -> None:
+    samples, before = read_split(load_data(tiny_set), "train"), torch.get_num_threads()
+    epochs = []
+    for threads in (1, 3):
+        cache = ImageCache(samples, 64, where=where)
+        source = TrainingPictures(samples, cache, 64, Hyp(mosaic=1, mixup=1), 0)
+        loader = TrainingLoader(source, 8, 4, workers=0, pin_memory=False)
+        torch.set_num_threads(threads)
+        try:
+            epochs.append(list(loader.epoch(1, tail=False)))
+        finally:
+            torch.set_num_threads(before)
+    for one, three in zip(*epochs, strict=True):
+        assert torch.equal(one.images, three.images) and torch.equal(one.boxes, three.boxes)
+        assert torch.equal(one.labels, three.labels) and one.counts == three.counts
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork and threads
 def test_workers_give_the_same_epochs_and_see_the_tail_and_a_jump(tiny_set: Path) -> None:
     # B-42: the workers live on and are two batches ahead each: epoch 2 is begun with mosaic when

@@ -23,6 +23,7 @@ from evolve.space import Params, Space
 LEAST = 8  # trials from which a model is made; of fewer the best measured one is taken
 CAUTION = 1.0  # standard errors by which a gain over the start values is counted for less
 DOUBT = 1.3  # errors are so much larger: one set of model hyperparameters is taken for true
+TRUST = 4  # one measurement with all that its neighbours say counts as so many, at most
 Z90 = 1.6448536269514722  # half width of a 90 % interval in standard errors
 
 
@@ -110,7 +111,9 @@ def _recommended(
 ) -> Recommendation:
     trial = known.trials[rows[0]]
     mean = sign * float(estimates.means[rows[0]])
-    half = Z90 * float(estimates.errors[rows[0]])
+    # late in a study many neighbours make the model surer of a place than it is right about it
+    least = estimates.noise / math.sqrt(len(rows) - 1 + TRUST)
+    half = Z90 * max(float(estimates.errors[rows[0]]), least)
     return Recommendation(
         params=dict(trial.params),
         mean=mean,

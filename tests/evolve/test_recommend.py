@@ -68,6 +68,15 @@ def test_repeats_are_one_configuration_and_make_it_surer() -> None:
     assert np.ptp(later.interval) < np.ptp(first.interval)
 
 
+def test_neighbours_make_a_place_as_sure_as_four_measurements_at_most() -> None:
+    luck = 0.1 * np.random.default_rng(0).standard_normal(60)
+    crowd = [trial(i, 0.5 + 0.001 * i, luck[i]) for i in range(60)]
+    best = recommendations(crowd, LINE, {"x": 0.0})[0]
+    assert best.n == 1
+    # half a 90 % interval is 1.645 standard errors, and an error is sd / sqrt(4)
+    assert np.ptp(best.interval) / 2 == pytest.approx(1.645 * best.sd / 2, rel=1e-3)
+
+
 def test_the_start_values_are_recommended_only_if_nothing_else_was_measured() -> None:
     alone = [trial(0, 0.5, 1.0)]
     assert recommendations(alone, LINE, {"x": 0.5})[0].trial == 0

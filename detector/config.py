@@ -52,7 +52,11 @@ WITHOUT_FULL_MOSAIC = Rule(
     "mosaic is 1, so mosaic_scale_* act, or no_aug_epochs fills the run",
     lambda c, hyp: hyp.mosaic < 1 and BEFORE_TAIL.holds(c, hyp),
 )
-YOLOX = ("yolox",)  # the families that have a hyperparameter
+# The families that have a hyperparameter.
+YOLOX = ("yolox",)
+EVO = ("evo",)
+YOLOX_EVO = ("yolox", "evo")
+WITH_OBJ = ("yolox", "yolov3")
 WITH_EMA = Rule("ema_decay is 0", lambda config, hyp: hyp.ema_decay > 0)
 
 
@@ -80,25 +84,43 @@ class Hyp:
     ema_tau: float = gene(200.0, 1.0, 100000.0, "steps over which the decay ramps up", WITH_EMA)
     bn_momentum: float = gene(0.03, 0.001, 1.0, "share of a batch in the norms' running statistics")
     # ---- losses
-    box: float = gene(5.0, 0.0, 1000.0, "gain of the IoU loss", families=YOLOX)
-    obj: float = gene(1.0, 0.0, 1000.0, "gain of the objectness loss")
+    box: float = gene(5.0, 0.0, 1000.0, "gain of the IoU loss", families=YOLOX_EVO)
+    obj: float = gene(1.0, 0.0, 1000.0, "gain of the objectness loss", families=WITH_OBJ)
     cls: float = gene(1.0, 0.0, 1000.0, "gain of the class loss")
+    focus: float = gene(
+        0.0, 0.0, 10.0, "power of |score - goal| that weights the class loss", families=EVO
+    )
     l1: float = gene(
-        1.0, 0.0, 1000.0, "gain of the L1 loss in the last no_aug_epochs", WITH_TAIL, families=YOLOX
+        1.0,
+        0.0,
+        1000.0,
+        "gain of the L1 loss in the last no_aug_epochs",
+        WITH_TAIL,
+        families=YOLOX_EVO,
     )
     no_aug_epochs: int = gene(4, 0, 1000, "last epochs without mosaic, mixup and affine, with L1")
-    # ---- assignment (SimOTA)
+    # ---- assignment (SimOTA; evo: task-aligned)
     center_radius: float = gene(
         1.5, 0.1, 10.0, "candidate points around an object's centre, cells", families=YOLOX
     )
     topk: int = gene(
-        10, 1, 100, "largest IoUs whose sum is an object's number of positives", families=YOLOX
+        10,
+        1,
+        100,
+        "most positives of an object (yolox: the largest IoUs whose sum is their number)",
+        families=YOLOX_EVO,
     )
     iou_cost: float = gene(
         3.0, 0.0, 100.0, "weight of -ln(IoU) in the assignment cost", families=YOLOX
     )
     cls_cost: float = gene(
         1.0, 0.0, 100.0, "weight of the class error in the assignment cost", families=YOLOX
+    )
+    cls_power: float = gene(
+        0.5, 0.0, 10.0, "power of the score in a point's alignment with an object", families=EVO
+    )
+    iou_power: float = gene(
+        6.0, 0.0, 20.0, "power of the IoU in a point's alignment with an object", families=EVO
     )
     # ---- augmentation
     mosaic: float = gene(0.5, 0.0, 1.0, "probability of a mosaic of four images", BEFORE_TAIL)

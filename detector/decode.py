@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from detector.boxes import Detections, batched_nms, cxcywh_to_xyxy
+from detector.boxes import Detections, batched_nms, cxcywh_to_xyxy, xyxy_to_cxcywh
+from detector.models.evo import raw_to_xyxy
 from detector.models.yolox import flatten_raw, make_grid, raw_to_cxcywh
 
 MAX_CANDIDATES = 1000  # best boxes of an image that enter NMS
@@ -29,9 +30,18 @@ def _decode_yolox(model: nn.Module, raw: Sequence[Tensor]) -> Tensor:
     return torch.cat((raw_to_cxcywh(table, cells, strides), table[..., 4:].sigmoid()), dim=-1)
 
 
+def _decode_evo(model: nn.Module, raw: Sequence[Tensor]) -> Tensor:
+    """There is no objectness: its column is 1."""
+    table = flatten_raw(raw)
+    cells, strides = make_grid(raw, model.strides)
+    boxes = xyxy_to_cxcywh(raw_to_xyxy(table, cells, strides))
+    return torch.cat((boxes, torch.ones_like(boxes[..., :1]), table[..., 4:].sigmoid()), dim=-1)
+
+
 # By the `family` of the network.
 DECODERS: dict[str, Callable[[nn.Module, Sequence[Tensor]], Tensor]] = {
     "yolox": _decode_yolox,
+    "evo": _decode_evo,
 }
 
 

@@ -2,7 +2,7 @@
 
     losses(images, targets) -> (named sums, count)     detect(images, conf, iou, max_det)
 
-A dense family (YOLOX) builds both from raw maps, loss, decode and NMS. A network says by its
+A dense family (YOLOX, Evo) builds both from raw maps, loss, decode and NMS. A network says by its
 attribute `family` how it is trained and asked.
 """
 
@@ -56,13 +56,14 @@ class DenseFamily:
         return select(decode(self.network, raw), conf, iou, max_det)
 
     def enter_tail(self) -> None:
-        """Add the L1 part (YOLOX)."""
+        """Add the L1 part (YOLOX, Evo)."""
         self.criterion.use_l1 = True
 
 
 # By the `family` of the network.
 FAMILIES: dict[str, Callable[[nn.Module, Hyp], Family]] = {
     "yolox": DenseFamily,
+    "evo": DenseFamily,
 }
 
 

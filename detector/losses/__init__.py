@@ -6,9 +6,10 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from detector.config import Hyp
+from detector.losses.evo import EvoLoss
 from detector.losses.yolox import YoloxLoss, encode_raw
 
-__all__ = ["LOSSES", "DenseLoss", "YoloxLoss", "build_loss", "encode_raw"]
+__all__ = ["LOSSES", "DenseLoss", "EvoLoss", "YoloxLoss", "build_loss", "encode_raw"]
 
 
 class DenseLoss(Protocol):
@@ -30,6 +31,7 @@ class DenseLoss(Protocol):
 # By the `family` of the network.
 LOSSES: dict[str, Callable[[nn.Module, Hyp], DenseLoss]] = {
     "yolox": lambda network, hyp: YoloxLoss(network.strides, hyp),
+    "evo": lambda network, hyp: EvoLoss(network.strides, hyp),
 }
 
 

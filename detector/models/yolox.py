@@ -63,7 +63,7 @@ class YoloxShape:
             if key == "depthwise" and value in ("true", "false"):
                 depthwise = value == "true"
             elif key in ("depth", "width"):
-                number = _positive_number(value)
+                number = positive_number(value)
                 if number is None:
                     raise ConfigError(f"model={name}: {key}={value} must be a positive number")
                 depth, width = (number, width) if key == "depth" else (depth, number)
@@ -75,7 +75,7 @@ class YoloxShape:
         return cls(depth, width, depthwise)
 
 
-def _positive_number(text: str) -> float | None:
+def positive_number(text: str) -> float | None:
     """The number that `text` spells, or None."""
     try:
         number = float(text)
@@ -192,14 +192,19 @@ class YOLOX(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Raises ConfigError when a side of `images` is not a multiple of 32."""
-        for side in images.shape[-2:]:
-            if side % STRIDES[-1]:
-                nearest = max(round(side / STRIDES[-1]), 1) * STRIDES[-1]
-                raise ConfigError(
-                    f"image_size={side} must be a multiple of the largest stride "
-                    f"({STRIDES[-1]}): try {nearest}"
-                )
+        check_sides(images)
         return self.head(self.backbone(images))
+
+
+def check_sides(images: Tensor) -> None:
+    """Raise ConfigError when a side of `images` is not a multiple of the largest stride."""
+    for side in images.shape[-2:]:
+        if side % STRIDES[-1]:
+            nearest = max(round(side / STRIDES[-1]), 1) * STRIDES[-1]
+            raise ConfigError(
+                f"image_size={side} must be a multiple of the largest stride "
+                f"({STRIDES[-1]}): try {nearest}"
+            )
 
 
 def flatten_raw(raw: Sequence[Tensor]) -> Tensor:

@@ -18,9 +18,15 @@ from detector.config import (
 from detector.errors import ConfigError
 
 
-def test_shipped_family_file_holds_every_hyperparameter_and_nothing_else() -> None:
-    path = Path(__file__).parents[2] / "hyp" / "yolox.yaml"
-    assert set(yaml.safe_load(path.read_text())) == set(HYP_NAMES)
+@pytest.mark.parametrize("family", ["yolox", "evo"])
+def test_a_shipped_file_holds_every_hyperparameter_of_its_family(family: str) -> None:
+    path = Path(__file__).parents[2] / "hyp" / f"{family}.yaml"
+    own = {
+        item.name
+        for item in dataclasses.fields(Hyp)
+        if not item.metadata["families"] or family in item.metadata["families"]
+    }
+    assert set(yaml.safe_load(path.read_text())) == own
 
 
 def test_a_hyperparameter_and_a_setting_never_share_a_name() -> None:
@@ -174,10 +180,11 @@ def test_an_assignment_that_is_no_yaml_is_named(pair: str) -> None:
 def test_the_family_comes_from_the_name() -> None:
     names = {"yolox-nano": "yolox", "YOLOX_S": "yolox", "yolox:width=0.5": "yolox"}
     names |= {"yolov3-spp": "yolov3", "my/net-2.cfg": "yolov3", "torchvision:fcos": "torchvision"}
+    names |= {"evo-nano": "evo", "evo:width=0.5": "evo"}
     assert {name: family_name(name) for name in names} == names
 
 
 def test_a_hyperparameter_of_another_family_is_dead() -> None:
     dead = Hyp().dead(TrainConfig(model="torchvision:fcos_resnet50_fpn"))
-    assert dead["topk"] == "torchvision:fcos_resnet50_fpn has none, only yolox"
+    assert dead["topk"] == "torchvision:fcos_resnet50_fpn has none, only yolox, evo"
     assert "topk" not in Hyp().dead(TrainConfig(model="yolox-nano"))

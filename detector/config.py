@@ -173,7 +173,7 @@ class Hyp:
 class TrainConfig:
     """What is trained, on what, where and for how long."""
 
-    model: str = option("yolox-nano", "network: `yolox-nano` ... `yolox-x`, `yolox-pico`")
+    model: str = option("yolox-nano", "network: `yolox-nano` ... `yolox-x`, `evo-nano`, `evo-s`")
     data: str = option("data/shapes.yaml", "description (yaml), folder or *.data; a.yaml,b.yaml")
     fraction: float = option(1.0, "share of the training images, drawn by the seed", 1e-6, high=1.0)
     single_cls: bool = option(False, "train on all classes as one")

@@ -70,7 +70,7 @@ class EvoShape:
             if number is None:
                 raise ConfigError(f"model={name}: {key}={text} must be a positive number")
             values[key] = number
-        return cls(**values)
+        return cls(values["depth"], values["width"])
 
 
 class Stage(nn.Module):

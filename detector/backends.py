@@ -17,6 +17,7 @@ from detector.boxes import Detections
 from detector.checkpoint import LoadedModel, load_model
 from detector.decode import decode, select
 from detector.errors import CheckpointError, ConfigError, MissingPackageError
+from detector.models.channels import in_convention
 
 SUFFIXES = (".pt", ".onnx", ".engine")
 
@@ -50,8 +51,9 @@ class Backend:
         return torch.cat(decoded).to(images.device)
 
     def detect(self, images: Tensor, conf: float, iou: float, max_det: int) -> list[Detections]:
-        """Return the detections of each image, boxes in input pixels; as a family's `detect`."""
-        found: list[Detections] = select(self(images), conf, iou, max_det)
+        """Return the detections of each BGR image, boxes in input pixels, as a family does."""
+        inputs = in_convention(images, self.input_convention)
+        found: list[Detections] = select(self(inputs), conf, iou, max_det)
         return found
 
     def _check(self, images: Tensor) -> None:

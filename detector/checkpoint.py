@@ -3,11 +3,12 @@
 Schema of a checkpoint (a dict of tensors and plain Python values):
 
     format       "evolve-detector/1"
-    model        {"name", "num_classes"}: what `build_model` needs
+    model        {"name", "num_classes", "options"}: what `build_model` needs; the options of a
+                 Darknet network are {"cfg": its text, with the anchors}
     weights      state dict of the averaged (EMA) weights: what evaluation and export use
     names        list of class names
     imgsz        side of the square input, pixels
-    input_convention   "bgr-255"
+    input_convention   "bgr-255" or "rgb-255"
     config, hyp  the resolved TrainConfig and Hyp as dicts
     metrics      of `weights` on the validation split
     epoch        epochs done
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from detector.darknet_weights import is_darknet, read_darknet
 from detector.errors import CheckpointError
 from detector.models import build_model
 
@@ -112,7 +114,11 @@ def model_content(
     """Return the checkpoint content that `load_model` needs, and `more` beside it."""
     return {
         "format": FORMAT,
-        "model": {"name": model.name, "num_classes": model.num_classes},
+        "model": {
+            "name": model.name,
+            "num_classes": model.num_classes,
+            "options": getattr(model, "options", {}),
+        },
         "weights": {name: value.detach().cpu() for name, value in model.state_dict().items()},
         "names": list(names),
         "imgsz": imgsz,
@@ -143,11 +149,12 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedMo
     Raises: `CheckpointError` for a missing, torn or foreign file, or one that does not fit.
     """
     content = read_checkpoint(path)
-    model = build_model(content["model"]["name"], content["model"]["num_classes"])
+    facts = content["model"]
+    model = build_model(facts["name"], facts["num_classes"], facts.get("options"))
     try:
         model.load_state_dict(content["weights"])
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: its weights do not fit {content['model']}") from error
+        raise CheckpointError(f"{path}: its weights do not fit {facts['name']}") from error
     meta = {name: value for name, value in content.items() if name not in ("weights", "state")}
     model = model.to(device).eval()
     return LoadedModel(model, tuple(content["names"]), int(content["imgsz"]), meta, Path(path))
@@ -163,11 +170,13 @@ class LoadReport:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
-    """Fill `model` in place from our checkpoint or an official YOLOX `.pth`, by name and shape.
+    """Fill `model` in place from our checkpoint, an official YOLOX `.pth` or Darknet's `.weights`.
+
+    Tensors go by name and shape; those of Darknet files by their order.
 
     Raises: `CheckpointError` when the file cannot be read or not one tensor fits.
     """
-    source = _foreign_weights(Path(path))
+    source = _foreign_weights(Path(path), model)
     own = model.state_dict()
     fitting = {
         name: value
@@ -184,9 +193,15 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     )
 
 
-def _foreign_weights(path: Path) -> dict[str, torch.Tensor]:
+def _foreign_weights(path: Path, model: nn.Module) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weight file")
+    if is_darknet(path):
+        if model.family != "yolov3":
+            raise CheckpointError(
+                f"{path}: Darknet weights are for yolov3 models and *.cfg, not {model.name}"
+            )
+        return read_darknet(path, model)
     content = _load_safely(path)
     for key in ("weights", "model"):  # ours, official YOLOX
         if (

@@ -57,6 +57,9 @@ YOLOX = ("yolox",)
 EVO = ("evo",)
 YOLOX_EVO = ("yolox", "evo")
 WITH_OBJ = ("yolox", "yolov3")
+YOLOV3 = ("yolov3",)
+WITH_GIOU = Rule("xywh is 1: xy and wh act instead", lambda config, hyp: hyp.xywh == 0)
+WITH_XYWH = Rule("xywh is 0: giou acts instead", lambda config, hyp: hyp.xywh == 1)
 WITH_EMA = Rule("ema_decay is 0", lambda config, hyp: hyp.ema_decay > 0)
 
 
@@ -99,7 +102,23 @@ class Hyp:
         families=YOLOX_EVO,
     )
     no_aug_epochs: int = gene(4, 0, 1000, "last epochs without mosaic, mixup and affine, with L1")
-    # ---- assignment (SimOTA; evo: task-aligned)
+    xywh: int = gene(
+        0, 0, 1, "box loss: 0 GIoU, 1 squared errors of centre and size", families=YOLOV3
+    )
+    giou: float = gene(1.0, 0.0, 1000.0, "gain of the GIoU loss", WITH_GIOU, families=YOLOV3)
+    xy: float = gene(
+        4.0, 0.0, 1000.0, "gain of the squared error of centres", WITH_XYWH, families=YOLOV3
+    )
+    wh: float = gene(
+        0.2, 0.0, 1000.0, "gain of the squared error of log sizes", WITH_XYWH, families=YOLOV3
+    )
+    obj_pw: float = gene(
+        1.0, 0.01, 100.0, "weight of positives in the objectness loss", families=YOLOV3
+    )
+    cls_pw: float = gene(
+        1.0, 0.01, 100.0, "weight of the true class in the class loss", families=YOLOV3
+    )
+    # ---- assignment (SimOTA; evo: task-aligned; yolov3: anchors)
     center_radius: float = gene(
         1.5, 0.1, 10.0, "candidate points around an object's centre, cells", families=YOLOX
     )
@@ -121,6 +140,12 @@ class Hyp:
     )
     iou_power: float = gene(
         6.0, 0.0, 20.0, "power of the IoU in a point's alignment with an object", families=EVO
+    )
+    iou_t: float = gene(
+        0.3, 0.0, 0.99, "shape IoU above which an anchor takes an object", families=YOLOV3
+    )
+    best_anchor: int = gene(
+        0, 0, 1, "1: only an object's best anchor of a level takes it", families=YOLOV3
     )
     # ---- augmentation
     mosaic: float = gene(0.5, 0.0, 1.0, "probability of a mosaic of four images", BEFORE_TAIL)
@@ -173,7 +198,12 @@ class Hyp:
 class TrainConfig:
     """What is trained, on what, where and for how long."""
 
-    model: str = option("yolox-nano", "network: `yolox-nano` ... `yolox-x`, `evo-nano`, `evo-s`")
+    model: str = option(
+        "yolox-nano", "network: `yolox-nano`, `evo-nano`, `yolov3-tiny`, a *.cfg, ..."
+    )
+    anchors: str = option(
+        "", "anchors of a yolov3: auto (from the training boxes), or w,h,w,h,... in pixels"
+    )
     data: str = option("data/shapes.yaml", "description (yaml), folder or *.data; a.yaml,b.yaml")
     fraction: float = option(1.0, "share of the training images, drawn by the seed", 1e-6, high=1.0)
     single_cls: bool = option(False, "train on all classes as one")
@@ -183,7 +213,7 @@ class TrainConfig:
     repeat: int = option(1, "how often an epoch shows each training image", 1)
     image_weights: bool = option(False, "draw images of rare and badly found classes more often")
     rect: bool = option(False, "rectangular batches: images of like shape with less padding")
-    weights: str = option("", "start from these weights (.pt, .pth); empty: from scratch")
+    weights: str = option("", "start from these weights (.pt, .pth, .weights); empty: from scratch")
     imgsz: int = option(416, "side of the square network input, pixels, a multiple of 32", 64)
     epochs: int = option(30, "passes over the training images", 1)
     batch: int = option(

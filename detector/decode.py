@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.boxes import Detections, batched_nms, cxcywh_to_xyxy, xyxy_to_cxcywh
+from detector.models.darknet import anchor_grid, flatten_heads, predicted_cxcywh
 from detector.models.evo import raw_to_xyxy
 from detector.models.yolox import flatten_raw, make_grid, raw_to_cxcywh
 
@@ -38,10 +39,20 @@ def _decode_evo(model: nn.Module, raw: Sequence[Tensor]) -> Tensor:
     return torch.cat((boxes, torch.ones_like(boxes[..., :1]), table[..., 4:].sigmoid()), dim=-1)
 
 
+def _decode_yolov3(model: nn.Module, raw: Sequence[Tensor]) -> Tensor:
+    table = flatten_heads(raw, model.num_classes)
+    boxes = predicted_cxcywh(table, anchor_grid(model, raw))
+    scores = table[..., 4:].sigmoid()
+    if model.num_classes == 1:  # what is an object is of the only class
+        scores = torch.cat((scores[..., :1], torch.ones_like(scores[..., :1])), dim=-1)
+    return torch.cat((boxes, scores), dim=-1)
+
+
 # By the `family` of the network.
 DECODERS: dict[str, Callable[[nn.Module, Sequence[Tensor]], Tensor]] = {
     "yolox": _decode_yolox,
     "evo": _decode_evo,
+    "yolov3": _decode_yolov3,
 }
 
 

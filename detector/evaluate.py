@@ -41,6 +41,7 @@ from detector.finding import (
     find_objects_together,
 )
 from detector.metrics import DetectionMetrics, Prediction, Truth, evaluate_detections
+from detector.models.channels import in_convention
 from detector.plots import plot_confusion, plot_curves
 
 log = logging.getLogger("detector")
@@ -191,7 +192,7 @@ class _Timed:
 
     def detect(self, images: Tensor, conf: float, iou: float, max_det: int) -> list[Detections]:
         start = self._now()
-        decoded = self.backend(images)
+        decoded = self.backend(in_convention(images, self.backend.input_convention))
         middle = self._now()
         found = select(decoded, conf, iou, max_det)
         self.seconds["network"] += middle - start

@@ -1,4 +1,4 @@
-"""From a checkpoint to ONNX and TensorRT; `python -m detector.export`.
+"""From a checkpoint to ONNX, TensorRT and Darknet; `python -m detector.export`.
 
 Every exported file takes plain pixels, returns decoded predictions (B, N, 5 + C), and says itself
 what it is: class names, input size, letterbox rule, origin. An ONNX file appears only when its
@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import shlex
 import sys
 import tempfile
@@ -27,7 +26,11 @@ from detector import engine, onnx_graph
 from detector.backends import load_backend, onnxruntime, wrap_checkpoint
 from detector.checkpoint import LoadedModel, load_model
 from detector.cli import add_common, run_command
+from detector.darknet_weights import save_darknet
 from detector.errors import ConfigError, MissingPackageError, UserError
+from detector.files import write_whole
+from detector.models.darknet import Darknet
+from detector.models.darknet_blocks import cfg_text
 from detector.parity import (
     BOX_TOLERANCE,
     SCORE_TOLERANCE,
@@ -36,7 +39,7 @@ from detector.parity import (
     measure,
 )
 
-FORMATS = ("onnx", *engine.LIBRARIES)
+FORMATS = ("onnx", *engine.LIBRARIES, "darknet")
 DEFAULT_OPSET = 17
 LETTERBOX = {
     "mode": "top-left",
@@ -66,7 +69,7 @@ class ExportedFile:
 
     path: Path
     format: str  # one of FORMATS
-    sidecar: Path | None  # the JSON file beside an engine
+    sidecar: Path | None  # the JSON file beside an engine, the cfg beside Darknet weights
     difference: Difference | None  # None: not compared (engines; their ONNX file was)
 
 
@@ -116,8 +119,9 @@ def export(
     """Write a checkpoint as ONNX and, from that, as engines; return the files, ONNX first.
 
     `formats` is a list or "onnx,tensorrt-rtx"; None means TensorRT if it can be imported, else
-    TensorRT-RTX. The files go to the folder `out`, by default the checkpoint's. `imgsz` is by
-    default the checkpoint's. `dynamic` leaves the batch open (an engine: 1 to 16 images).
+    TensorRT-RTX; "darknet" alone writes `.weights` and `.cfg`, and no ONNX. The files go to the
+    folder `out`, by default the checkpoint's. `imgsz` is by default the checkpoint's. `dynamic`
+    leaves the batch open (an engine: 1 to 16 images).
 
     Raises:
         ConfigError: a wrong format, size, opset or folder.
@@ -128,8 +132,9 @@ def export(
     """
     wanted = None if formats is None else check_formats(formats)
     onnx_graph.check_opset(opset)
-    onnx_graph.require_packages()
-    onnxruntime()
+    if wanted != ("darknet",):
+        onnx_graph.require_packages()
+        onnxruntime()
     loaded = load_model(weights)
     job = _Job(
         loaded=loaded,
@@ -138,6 +143,9 @@ def export(
         dynamic=dynamic,
         opset=opset,
     )
+    darknet = [_export_darknet(job)] if "darknet" in (wanted or ()) else []
+    if wanted == ("darknet",):
+        return darknet
     metadata = _describe(job)
     graph, difference = _export_onnx(job, metadata)
     file = ExportedFile(job.target("onnx"), "onnx", None, difference)
@@ -148,7 +156,7 @@ def export(
         "onnx_difference": dataclasses.asdict(difference),
     }
     engines, refused = _export_engines(job, graph, origin, wanted)
-    files = [file, *engines]
+    files = [file, *engines, *darknet]
     if refused:
         raise EngineNotBuilt(f"{'; '.join(refused)}; {file.path} was written", files)
     return files
@@ -166,7 +174,7 @@ def _export_onnx(job: _Job, metadata: dict[str, Any]) -> tuple[bytes, Difference
         )
     complete = {**metadata, "difference": dataclasses.asdict(difference)}
     graph = onnx_graph.with_metadata(graph, complete)
-    _write(job.target("onnx"), graph)
+    write_whole(job.target("onnx"), graph)
     return graph, difference
 
 
@@ -194,6 +202,18 @@ def _export_engines(
             rebuild = {"rebuild": job.command(engine_format)}
             files.append(_write_engine(target, built, {**origin, **rebuild}))
     return files, refused
+
+
+def _export_darknet(job: _Job) -> ExportedFile:
+    """Write `.weights` and the `.cfg` they belong to. Raises: ConfigError for other networks."""
+    model = job.loaded.model
+    if not isinstance(model, Darknet):
+        raise ConfigError(f"--format darknet: {model.name} is no Darknet network")
+    target, cfg = job.target("weights"), job.target("cfg")
+    layout = dataclasses.replace(model.layout, width=job.imgsz, height=job.imgsz)
+    write_whole(cfg, cfg_text(layout).encode())
+    save_darknet(model, target)
+    return ExportedFile(target, "darknet", cfg, None)
 
 
 def check_formats(formats: str | Sequence[str]) -> tuple[str, ...]:
@@ -285,19 +305,9 @@ def _write_engine(path: Path, built: engine.BuiltEngine, origin: dict[str, Any])
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **origin,
     }
-    _write(path, built.plan)
-    _write(engine.sidecar_path(path), json.dumps(sidecar, indent=2).encode())
+    write_whole(path, built.plan)
+    write_whole(engine.sidecar_path(path), json.dumps(sidecar, indent=2).encode())
     return ExportedFile(path, built.facts["format"], engine.sidecar_path(path), None)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file so that `path` is always whole: the old file or the new one."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # ---- command

@@ -16,10 +16,11 @@ from detector.boxes import Detections
 from detector.config import Hyp
 from detector.decode import decode, select
 from detector.losses import build_loss
+from detector.models.channels import in_convention
 
 
 class Family(Protocol):
-    """A detector that can be trained and asked. Images are (B, 3, H, W) float32, 0 to 255."""
+    """A detector that can be trained and asked. Images are (B, 3, H, W) float32, 0 to 255, BGR."""
 
     network: nn.Module
 
@@ -46,24 +47,27 @@ class DenseFamily:
         self, images: Tensor, targets: list[dict[str, Tensor]]
     ) -> tuple[dict[str, Tensor], Tensor]:
         """See `Family.losses`."""
-        parts, count = self.criterion.sums(self.network(images), targets)
+        parts, count = self.criterion.sums(self._raw(images), targets)
         return parts | {"total": torch.stack(tuple(parts.values())).sum()}, count
 
     @torch.inference_mode()
     def detect(self, images: Tensor, conf: float, iou: float, max_det: int) -> list[Detections]:
         """See `Family.detect`."""
-        raw = self.network(images)
-        return select(decode(self.network, raw), conf, iou, max_det)
+        return select(decode(self.network, self._raw(images)), conf, iou, max_det)
 
     def enter_tail(self) -> None:
         """Add the L1 part (YOLOX, Evo)."""
         self.criterion.use_l1 = True
+
+    def _raw(self, images: Tensor) -> list[Tensor]:
+        return self.network(in_convention(images, self.network.input_convention))
 
 
 # By the `family` of the network.
 FAMILIES: dict[str, Callable[[nn.Module, Hyp], Family]] = {
     "yolox": DenseFamily,
     "evo": DenseFamily,
+    "yolov3": DenseFamily,
 }
 
 

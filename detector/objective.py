@@ -26,7 +26,7 @@ from detector.models import build_model
 from detector.train import train
 
 # The hyperparameters and settings that activity rules read: numbers, and names to choose from.
-RULE_GENES = ("mosaic", "mixup", "no_aug_epochs", "ema_decay", "warmup_epochs", "epochs")
+RULE_GENES = ("mosaic", "mixup", "no_aug_epochs", "ema_decay", "warmup_epochs", "epochs", "xywh")
 RULE_CHOICES = ("schedule", "optimizer", "model")
 
 

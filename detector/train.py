@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
+from detector.anchors import set_anchors
 from detector.callbacks import Callbacks
 from detector.checkpoint import load_weights, save_checkpoint
 from detector.compiled import compiled
@@ -152,6 +153,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)  # of the CPU: weights are drawn there
         network = build_model(config.model, data.num_classes)
+    set_anchors(network, config.anchors, train_samples, config.imgsz)
     if config.weights and not previous:
         loaded = load_weights(network, config.weights)
         log.info("%s: %d tensors loaded", config.weights, len(loaded.loaded))

@@ -7,9 +7,18 @@ from torch import Tensor, nn
 
 from detector.config import Hyp
 from detector.losses.evo import EvoLoss
+from detector.losses.yolov3 import Yolov3Loss
 from detector.losses.yolox import YoloxLoss, encode_raw
 
-__all__ = ["LOSSES", "DenseLoss", "EvoLoss", "YoloxLoss", "build_loss", "encode_raw"]
+__all__ = [
+    "LOSSES",
+    "DenseLoss",
+    "EvoLoss",
+    "Yolov3Loss",
+    "YoloxLoss",
+    "build_loss",
+    "encode_raw",
+]
 
 
 class DenseLoss(Protocol):
@@ -32,6 +41,7 @@ class DenseLoss(Protocol):
 LOSSES: dict[str, Callable[[nn.Module, Hyp], DenseLoss]] = {
     "yolox": lambda network, hyp: YoloxLoss(network.strides, hyp),
     "evo": lambda network, hyp: EvoLoss(network.strides, hyp),
+    "yolov3": Yolov3Loss,
 }
 
 

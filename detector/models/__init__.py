@@ -1,10 +1,14 @@
 """Networks by name: `build_model(name, num_classes)`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from torch import nn
 
 from detector.errors import ConfigError, did_you_mean
+from detector.models import yolov3
+from detector.models.darknet import Darknet
+from detector.models.darknet_cfg import parse_cfg, read_cfg
 from detector.models.evo import Evo, EvoShape
 from detector.models.yolox import YOLOX, YoloxShape
 
@@ -34,30 +38,51 @@ def _evo(name: str, shape: EvoShape) -> Callable[[int], nn.Module]:
     return lambda num_classes: Evo(name, shape, num_classes)
 
 
+def _yolov3(name: str, options: str = "") -> Callable[[int], nn.Module]:
+    """A constructor `num_classes -> network` of a built-in YOLOv3."""
+
+    def build(num_classes: int) -> nn.Module:
+        layout = yolov3.built_in(name, options)
+        return Darknet(layout.name, layout, num_classes)
+
+    return build
+
+
 MODELS: dict[str, Callable[[int], nn.Module]] = {
     **{name: _yolox(name, shape) for name, shape in _YOLOX_SHAPES.items()},
     **{name: _evo(name, shape) for name, shape in _EVO_SHAPES.items()},
+    **{name: _yolov3(name) for name in yolov3.NAMES},
 }
 
 
-def build_model(name: str, num_classes: int) -> nn.Module:
+def build_model(name: str, num_classes: int, options: Mapping[str, str] | None = None) -> nn.Module:
     """The network of that name with random weights; `_` and `-` are equal in names.
 
     Any size is spelled `yolox:depth=0.33,width=0.125,depthwise=true` or `evo:depth=0.33,width=0.3`.
+    A smaller YOLOv3 is `yolov3-spp:width=0.25,depth=0.5`; `path/to/x.cfg` is a Darknet network,
+    whose heads are made for `num_classes`. `options` are those of a checkpoint: `cfg` is the text
+    of such a file, which is then not read.
 
     Raises:
-        ConfigError: unknown name, wrong free form, or fewer than one class.
+        ConfigError: unknown name, wrong free form or file, or fewer than one class.
     """
     if num_classes < 1:
         raise ConfigError(f"num_classes={num_classes} must be at least 1")
+    cfg = (options or {}).get("cfg")
+    if cfg is not None:
+        return Darknet(name, parse_cfg(cfg, name), num_classes)
+    if name.strip().lower().endswith(".cfg"):
+        return Darknet(Path(name.strip()).name, read_cfg(name.strip()), num_classes)
     canonical = name.strip().lower().replace("_", "-")
-    family, colon, options = canonical.partition(":")
+    family, colon, spelled = canonical.partition(":")
     if colon and family == "yolox":
-        shape = YoloxShape.from_options(options, name)
+        shape = YoloxShape.from_options(spelled, name)
         return YOLOX(f"yolox:{shape.options()}", shape, num_classes)
     if colon and family == "evo":
-        own = EvoShape.from_options(options, name)
+        own = EvoShape.from_options(spelled, name)
         return Evo(f"evo:{own.options()}", own, num_classes)
+    if colon and family in yolov3.NAMES:
+        return _yolov3(family, spelled)(num_classes)
     if canonical not in MODELS:
         hint = did_you_mean(canonical, MODELS)
         raise ConfigError(f"model={name} is not a known network{hint}")

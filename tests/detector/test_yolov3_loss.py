@@ -1,0 +1,336 @@
+"""The YOLOv3 loss and its matching: hand-worked numbers, a plain loop, laws."""
+
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision.ops as ops
+from torch import Tensor
+
+from detector.assign import AnchorLevel, match_anchors, pad_targets, shape_iou
+from detector.boxes import cxcywh_to_xyxy
+from detector.decode import decode
+from detector.losses import Yolov3Loss, build_loss
+from detector.models import build_model
+from detector.models.darknet import Darknet
+
+
+@dataclass(frozen=True)
+class LossValues:
+    giou: float = 1.0
+    xy: float = 1.0
+    wh: float = 1.0
+    xywh: int = 0
+    obj: float = 1.0
+    obj_pw: float = 1.0
+    cls: float = 1.0
+    cls_pw: float = 1.0
+    iou_t: float = 0.2
+    best_anchor: int = 0
+
+
+def one_cell() -> Darknet:
+    """One map of one cell, 32 px wide, with one anchor of 16 x 16 px and two classes."""
+    cfg = "[net]\nwidth=32\nheight=32\n[maxpool]\nsize=32\nstride=32\n[convolutional]\nfilters=7\n"
+    cfg += "activation=linear\n[yolo]\nanchors=16,16\nclasses=2\n"
+    return build_model("one.cfg", 2, {"cfg": cfg})
+
+
+def two_maps() -> Darknet:
+    """YOLOv3-tiny with two classes: strides 32 and 16, three anchors each."""
+    return build_model("yolov3-tiny:width=0.0625", 2)
+
+
+def random_raw(num_images: int, seed: int, side: int = 96) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(num_images, 21, side // s, side // s, generator=generator) for s in (32, 16)
+    ]
+
+
+def random_targets(counts: list[int], seed: int, side: int = 96) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    targets = []
+    for count in counts:
+        low = torch.rand(count, 2, generator=generator) * (side - 12)
+        high = low + 4 + torch.rand(count, 2, generator=generator) * (side - low - 4)
+        labels = torch.randint(0, 2, (count,), generator=generator)
+        targets.append({"boxes": torch.cat((low, high), dim=1), "labels": labels})
+    return targets
+
+
+def target(*box: float, label: int = 1) -> dict[str, Tensor]:
+    return {"boxes": torch.tensor([box]), "labels": torch.tensor([label])}
+
+
+# ---- matching
+
+
+def level(width: int, height: int, stride: int, *anchors: tuple[float, float]) -> AnchorLevel:
+    return AnchorLevel(height, width, stride, torch.tensor(anchors))
+
+
+def matched(
+    boxes: list[tuple[float, ...]], levels: list[AnchorLevel], iou_t: float, best: bool = False
+) -> list[tuple[int, int, int]]:
+    """(point, target, level) of one image."""
+    one = {"boxes": torch.tensor(boxes), "labels": torch.zeros(len(boxes), dtype=torch.int64)}
+    found = match_anchors(pad_targets([one], "cpu"), levels, iou_t, best)
+    return sorted(map(tuple, torch.stack((found.point, found.target, found.level), 1).tolist()))
+
+
+def test_shape_iou_is_that_of_boxes_with_one_centre() -> None:
+    # 10 x 20 and 20 x 10: shared 10 * 10, union 200 + 200 - 100; and with 10 x 10: 100 / 200
+    found = shape_iou(torch.tensor([[10.0, 20]]), torch.tensor([[20.0, 10], [10, 10], [10, 20]]))
+    torch.testing.assert_close(found, torch.tensor([[1 / 3, 1 / 2, 1.0]]))
+
+
+def test_every_anchor_of_like_shape_takes_the_object_in_the_cell_of_its_centre() -> None:
+    levels = [
+        level(3, 2, 32, (20.0, 20.0), (40.0, 40.0)),  # points 0 to 11
+        level(6, 4, 16, (20.0, 24.0)),  # points 12 to 35
+    ]
+    box = (60.0, 30.0, 80.0, 50.0)  # 20 x 20, centre (70, 40)
+    # IoU with 20 x 20: 1; 40 x 40: 400 / 1600 = 0.25; 20 x 24: 400 / 480 = 0.83
+    # cell at stride 32: column 2, row 1 -> 1 * 3 + 2 = 5; at stride 16: column 4, row 2 -> 16
+    assert matched([box], levels, iou_t=0.3) == [(5, 0, 0), (12 + 16, 0, 1)]
+    assert matched([box], levels, iou_t=0.2) == [(5, 0, 0), (6 + 5, 0, 0), (12 + 16, 0, 1)]
+    assert matched([box], levels, iou_t=0.9) == [(5, 0, 0)]
+
+
+def test_best_anchor_leaves_one_anchor_a_level_and_rejects_it_too() -> None:
+    levels = [level(1, 1, 32, (20.0, 20.0), (24.0, 20.0), (60.0, 60.0)), level(2, 2, 16, (90, 90))]
+    box = (0.0, 0.0, 22.0, 20.0)  # IoU 0.91, 0.92, 0.12 and 0.05
+    assert matched([box], levels, iou_t=0.2) == [(0, 0, 0), (1, 0, 0)]
+    assert matched([box], levels, iou_t=0.2, best=True) == [(1, 0, 0)]
+    assert matched([box], levels, iou_t=0.95, best=True) == []
+
+
+def test_an_object_like_no_anchor_is_learned_by_nobody() -> None:
+    assert matched([(0.0, 0.0, 4.0, 4.0)], [level(1, 1, 32, (20.0, 20.0))], iou_t=0.2) == []
+
+
+def test_the_threshold_itself_is_not_enough() -> None:
+    box = (0.0, 0.0, 10.0, 20.0)  # against 20 x 20: exactly 0.5
+    assert matched([box], [level(1, 1, 32, (20.0, 20.0))], iou_t=0.5) == []
+    assert matched([box], [level(1, 1, 32, (20.0, 20.0))], iou_t=0.49) == [(0, 0, 0)]
+
+
+def test_a_centre_on_the_border_belongs_to_the_last_cell() -> None:  # B-23
+    levels = [level(2, 2, 32, (20.0, 20.0))]
+    assert matched([(54.0, 54.0, 74.0, 74.0)], levels, iou_t=0.5) == [(3, 0, 0)]
+
+
+def test_images_without_objects_have_no_positives() -> None:
+    found = match_anchors(
+        pad_targets(random_targets([0, 3, 0], 0), "cpu"),
+        [level(3, 3, 32, (50.0, 50.0))],
+        0.0,
+        False,
+    )
+    assert found.image.tolist() == [1, 1, 1]
+    empty = match_anchors(pad_targets([], "cpu"), [level(3, 3, 32, (50.0, 50.0))], 0.0, True)
+    assert len(empty.image) == 0
+
+
+# ---- numbers
+
+
+def test_the_giou_loss_gives_the_hand_worked_numbers() -> None:
+    # All raw outputs 0: the prediction is the anchor in the middle of its cell, (8, 8, 24, 24).
+    # Against (0, 0, 16, 16): shared 8 * 8 = 64, union 256 + 256 - 64 = 448, hull 24 * 24 = 576,
+    # GIoU = 64 / 448 - (576 - 448) / 576 = 1/7 - 2/9 = -5/63.
+    hyp = LossValues(giou=3.0, obj=5.0, obj_pw=2.0, cls=7.0, cls_pw=3.0)
+    sums, count = Yolov3Loss(one_cell(), hyp).sums(
+        [torch.zeros(1, 7, 1, 1)], [target(0, 0, 16, 16)]
+    )
+    assert count.item() == 1
+    assert set(sums) == {"giou", "obj", "cls"}
+    assert sums["giou"].item() == pytest.approx(3 * (1 + 5 / 63))
+    assert sums["obj"].item() == pytest.approx(
+        5 * 2 * math.log(2)
+    )  # one cell, BCE of 0.5 against 1
+    # two classes, BCE of 0.5: once against 0, once against 1 with weight 3; the mean of both
+    assert sums["cls"].item() == pytest.approx(7 * (math.log(2) + 3 * math.log(2)) / 2)
+
+
+def test_the_squared_errors_give_the_hand_worked_numbers() -> None:
+    # 16 x 32 px with its centre at (8, 16): 0.25 and 0.5 of the cell; 0.5 and 0.5 are predicted
+    hyp = LossValues(xywh=1, xy=2.0, wh=3.0)
+    sums, _ = Yolov3Loss(one_cell(), hyp).sums([torch.zeros(1, 7, 1, 1)], [target(0, 0, 16, 32)])
+    assert set(sums) == {"xy", "wh", "obj", "cls"}
+    assert sums["xy"].item() == pytest.approx(2 * (0.25**2 + 0) / 2)
+    assert sums["wh"].item() == pytest.approx(3 * (0 + math.log(32 / 16) ** 2) / 2)
+
+
+def test_objectness_is_a_mean_over_all_cells_also_without_objects() -> None:
+    network = two_maps()
+    raw = [torch.zeros(1, 21, 3, 3), torch.ones(1, 21, 6, 6)]
+    sums, _ = Yolov3Loss(network, LossValues()).sums(raw, random_targets([0], 0))
+    # BCE against 0: ln(1 + e^x), the mean of each map
+    assert sums["obj"].item() == pytest.approx(math.log(2) + math.log(1 + math.e), rel=1e-5)
+    assert (sums["giou"].item(), sums["cls"].item()) == (0, 0)
+
+
+@pytest.mark.parametrize("xywh", [0, 1])
+def test_a_plain_loop_gives_the_same_loss(xywh: int) -> None:
+    network, hyp = two_maps(), LossValues(obj_pw=1.7, cls_pw=0.6, xywh=xywh)
+    raw, targets = random_raw(3, seed=0), random_targets([4, 0, 9], seed=1)
+    expected = {"obj": 0.0, "cls": 0.0} | ({"xy": 0.0, "wh": 0.0} if xywh else {"giou": 0.0})
+    for image in range(3):
+        for out, stride, anchors in zip(raw, (32, 16), network.anchors, strict=True):
+            rows = out[image].view(3, 7, *out.shape[-2:])  # (A, 5 + C, H, W)
+            goal = torch.zeros_like(rows[:, 4])
+            found: dict[str, list[Tensor]] = {name: [] for name in expected}
+            for box, label in zip(targets[image]["boxes"], targets[image]["labels"], strict=True):
+                cx, cy, w, h = ops.box_convert(box, "xyxy", "cxcywh").tolist()
+                column, row = int(cx / stride), int(cy / stride)
+                for anchor, (aw, ah) in enumerate(anchors):
+                    shared = min(w, aw) * min(h, ah)
+                    if shared / (w * h + aw * ah - shared) <= hyp.iou_t:
+                        continue
+                    goal[anchor, row, column] = 1
+                    x, y, tw, th, _, *classes = rows[anchor, :, row, column]
+                    centre = torch.stack(((x.sigmoid() + column), (y.sigmoid() + row))) * stride
+                    size = torch.stack((tw.exp() * aw, th.exp() * ah))
+                    predicted = torch.cat((centre - size / 2, centre + size / 2))
+                    one_hot = F.one_hot(label, 2).float()
+                    weight = torch.tensor(hyp.cls_pw)
+                    found["cls"].append(
+                        F.binary_cross_entropy_with_logits(
+                            torch.stack(classes), one_hot, pos_weight=weight
+                        )
+                    )
+                    if xywh:
+                        parts = torch.tensor([cx / stride - column, cy / stride - row])
+                        found["xy"].append(F.mse_loss(torch.stack((x, y)).sigmoid(), parts))
+                        logs = torch.tensor([math.log(w / aw), math.log(h / ah)])
+                        found["wh"].append(F.mse_loss(torch.stack((tw, th)), logs))
+                    else:
+                        overlap = ops.generalized_box_iou(predicted[None], box[None])
+                        found["giou"].append(1 - overlap.squeeze())
+            for name, values in found.items():
+                expected[name] += float(torch.stack(values).mean()) if values else 0.0
+            expected["obj"] += float(
+                F.binary_cross_entropy_with_logits(
+                    rows[:, 4], goal, pos_weight=torch.tensor(hyp.obj_pw)
+                )
+            )
+    sums, count = Yolov3Loss(network, hyp).sums(raw, targets)
+    assert count.item() == 3
+    assert {name: value.item() for name, value in sums.items()} == pytest.approx(expected, rel=1e-4)
+    assert all(value > 0 for value in expected.values())
+
+
+# ---- laws
+
+
+@pytest.mark.parametrize("xywh", [0, 1])
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 5), (6,)])
+def test_micro_batches_add_up_to_the_batch(sizes: tuple[int, ...], xywh: int) -> None:
+    raw, targets = random_raw(6, seed=4), random_targets([3, 0, 7, 1, 30, 2], seed=5)
+    loss = Yolov3Loss(two_maps(), LossValues(xywh=xywh))
+    whole, count = loss.sums(raw, targets)
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    pieces = [
+        loss.sums([part[end - size : end] for part in raw], targets[end - size : end])
+        for size, end in zip(sizes, ends, strict=True)
+    ]
+    assert count == sum(piece_count for _, piece_count in pieces)
+    for name, value in whole.items():
+        torch.testing.assert_close(value, torch.stack([sums[name] for sums, _ in pieces]).sum())
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("giou", "giou"), ("obj", "obj"), ("cls", "cls"), ("xy", "xy"), ("wh", "wh")],
+)
+def test_a_gain_multiplies_its_own_part_only(name: str, part: str) -> None:
+    raw, targets = random_raw(2, seed=2), random_targets([4, 2], seed=3)
+    hyp = LossValues(xywh=int(name in ("xy", "wh")))
+    plain = Yolov3Loss(two_maps(), hyp).sums(raw, targets)[0]
+    doubled = Yolov3Loss(two_maps(), replace(hyp, **{name: 2.0})).sums(raw, targets)[0]
+    for key in plain:
+        torch.testing.assert_close(doubled[key], plain[key] * (2 if key == part else 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "xywh", "acts"),
+    [
+        ("giou", 2.0, 0, True),
+        ("giou", 2.0, 1, False),  # B-15
+        ("xy", 2.0, 0, False),
+        ("xy", 2.0, 1, True),
+        ("wh", 2.0, 0, False),
+        ("wh", 2.0, 1, True),
+        ("obj_pw", 2.0, 0, True),
+        ("cls_pw", 2.0, 0, True),
+        ("iou_t", 0.6, 0, True),
+        ("best_anchor", 1, 0, True),
+    ],
+)
+def test_a_hyperparameter_acts_exactly_when_its_rule_says_so(
+    name: str, value: float, xywh: int, acts: bool
+) -> None:
+    raw, targets = random_raw(2, seed=2), random_targets([6, 2], seed=3)
+    hyp = LossValues(xywh=xywh)
+    totals = [
+        Yolov3Loss(two_maps(), one)(raw, targets)["total"].item()
+        for one in (hyp, replace(hyp, **{name: value}))
+    ]
+    assert (totals[0] != totals[1]) == acts
+
+
+@pytest.mark.parametrize("counts", [[0, 2], [1, 130], [40, 0], [0, 0]])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 8.0])
+@pytest.mark.parametrize("xywh", [0, 1])
+def test_gradients_are_finite(counts: list[int], scale: float, xywh: int) -> None:
+    raw = [(part * scale).requires_grad_() for part in random_raw(2, seed=7)]
+    targets = random_targets(counts, seed=8)
+    targets[1]["boxes"][:1] = torch.tensor([[95.9, 95.9, 96.0, 96.0]])  # tiny, in the corner
+    parts = Yolov3Loss(two_maps(), LossValues(xywh=xywh, iou_t=0.0))(raw, targets)
+    parts["total"].backward()
+    assert all(value.isfinite() for value in parts.values())
+    assert all(part.grad is not None and part.grad.isfinite().all() for part in raw)
+
+
+def test_autocast_changes_nothing() -> None:
+    raw, targets = random_raw(2, seed=11), random_targets([3, 5], seed=12)
+    loss = Yolov3Loss(two_maps(), LossValues())
+    plain = loss(raw, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = loss(raw, targets)
+    for name, value in plain.items():
+        assert cast[name].dtype == torch.float32
+        torch.testing.assert_close(cast[name], value)
+
+
+def test_an_empty_batch_has_sums_and_gradients_of_zero() -> None:
+    model = two_maps().train()
+    sums, count = build_loss(model, LossValues()).sums(model(torch.zeros(0, 3, 64, 64)), [])
+    torch.stack(tuple(sums.values())).sum().backward()
+    assert {value.item() for value in sums.values()} == {0}
+    assert float(count) == 0
+    assert all(not weight.grad.any() for weight in model.parameters())
+
+
+@pytest.mark.parametrize("xywh", [0, 1])
+def test_descending_the_loss_finds_the_objects(xywh: int) -> None:
+    model = two_maps()
+    loss = build_loss(model, LossValues(xywh=xywh, xy=4.0, obj=20.0))
+    raw = [(part * 0.1).requires_grad_() for part in random_raw(1, seed=14)]
+    boxes = torch.tensor([[4.0, 6, 44, 38], [30, 34, 90, 92]])
+    targets = [{"boxes": boxes, "labels": torch.tensor([1, 0])}]
+    optimizer = torch.optim.Adam(raw, lr=0.1)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss(raw, targets)["total"].backward()
+        optimizer.step()
+    decoded = decode(model, raw)[0]
+    for box, label in zip(boxes, (1, 0), strict=True):
+        scores = decoded[:, 4] * decoded[:, 5 + label]
+        assert scores.max() > 0.8
+        found = cxcywh_to_xyxy(decoded[scores.argmax(), :4])
+        assert (found - box).abs().max() < 1.5  # pixels

@@ -15,8 +15,10 @@ from torch import Tensor
 from detector import engine
 from detector.boxes import Detections
 from detector.checkpoint import LoadedModel, load_model
-from detector.decode import decode, select
+from detector.config import Hyp
+from detector.decode import DECODERS, decode, select
 from detector.errors import CheckpointError, ConfigError, MissingPackageError
+from detector.families import build_family
 from detector.models.channels import in_convention
 
 SUFFIXES = (".pt", ".onnx", ".engine")
@@ -29,7 +31,8 @@ class Backend:
     Called with images (B, 3, H, W) float32, 0 to 255, in the channel order of `input_convention`,
     it returns the decoded predictions (B, N, 5 + C) float32 on the device of the images: cx, cy,
     w, h in input pixels, objectness, class probabilities. Any B works, 0 included: more images than
-    `max_batch` are done in parts.
+    `max_batch` are done in parts. `detect` takes BGR images, whatever the convention. A detector
+    that selects its detections itself has `find` and no decoded predictions.
     """
 
     path: Path
@@ -37,12 +40,15 @@ class Backend:
     imgsz: int  # side of the square input in pixels
     input_convention: str
     device: torch.device  # where `run` computes
-    run: Callable[[Tensor], Tensor]  # images on `device`, at most `max_batch` -> decoded
+    run: Callable[[Tensor], Tensor] | None  # images on `device`, at most `max_batch` -> decoded
     max_batch: int | None = None  # None: no limit
     any_size: bool = False  # images of other sizes than `imgsz` work too
+    find: Callable[[Tensor, float, float, int], list[Detections]] | None = None  # a family's
 
     def __call__(self, images: Tensor) -> Tensor:
         self._check(images)
+        if self.run is None:
+            raise ConfigError(f"{self.path}: selects its detections itself, nothing can be decoded")
         if len(images) == 0:
             blank = torch.zeros(1, *images.shape[1:], device=images.device)
             return self(blank)[:0]
@@ -51,10 +57,15 @@ class Backend:
         return torch.cat(decoded).to(images.device)
 
     def detect(self, images: Tensor, conf: float, iou: float, max_det: int) -> list[Detections]:
-        """Return the detections of each BGR image, boxes in input pixels, as a family does."""
-        inputs = in_convention(images, self.input_convention)
-        found: list[Detections] = select(self(inputs), conf, iou, max_det)
-        return found
+        """Return the detections of each BGR image, boxes in input pixels, like a family."""
+        if self.find is not None:
+            self._check(images)
+            return self.find(images.to(self.device, torch.float32), conf, iou, max_det)
+        return select(self.decoded(images), conf, iou, max_det)
+
+    def decoded(self, images: Tensor) -> Tensor:
+        """Return the decoded predictions of BGR images."""
+        return self(in_convention(images, self.input_convention))
 
     def _check(self, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != 3:
@@ -101,14 +112,16 @@ def wrap_checkpoint(loaded: LoadedModel, device: str | torch.device = "cpu") -> 
         with torch.inference_mode():
             return decode(model, model(images))
 
+    dense = model.family in DECODERS
     return Backend(
         path=loaded.path,
         names=tuple(loaded.names),
         imgsz=loaded.imgsz,
         input_convention=str(model.input_convention),
         device=torch.device(device),
-        run=run,
+        run=run if dense else None,
         any_size=True,
+        find=None if dense else build_family(model, Hyp()).detect,
     )
 
 

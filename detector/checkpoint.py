@@ -8,11 +8,11 @@ Schema of a checkpoint (a dict of tensors and plain Python values):
     weights      state dict of the averaged (EMA) weights: what evaluation and export use
     names        list of class names
     imgsz        side of the square input, pixels
-    input_convention   "bgr-255" or "rgb-255"
+    input_convention   what the network takes: "bgr-255", "rgb-255" or "rgb-imagenet"
     config, hyp  the resolved TrainConfig and Hyp as dicts
     metrics      of `weights` on the validation split
     epoch        epochs done
-    versions     torch, python
+    versions     torch, torchvision, python
     state        only in last.pt and previous.pt: raw weights, optimizer, scaler, best, history, ...
 """
 
@@ -25,16 +25,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 from torch import nn
 
-from detector.darknet_weights import is_darknet, read_darknet
-from detector.errors import CheckpointError
+from detector.errors import CheckpointError, ConfigError
+from detector.foreign import load_safely, read_weights
 from detector.models import build_model
 
 log = logging.getLogger("detector")
 
 FORMAT = "evolve-detector/1"
 LAST, PREVIOUS = "last.pt", "previous.pt"  # the newest training state, and the one before it
+# The parts that every checkpoint has.
+SCHEMA = {"model": dict, "weights": dict, "names": list, "imgsz": int, "input_convention": str}
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +126,11 @@ def model_content(
         "names": list(names),
         "imgsz": imgsz,
         "input_convention": model.input_convention,
-        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
+        "versions": {
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
+            "python": platform.python_version(),
+        },
         **more,
     }
 
@@ -131,16 +138,33 @@ def model_content(
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of ours without running any code from it.
 
-    Raises: `CheckpointError` for a missing, torn or foreign file.
+    Raises: `CheckpointError` for a missing, torn or foreign file, or one that lacks a part.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
-    content = _load_safely(path)
+    content = load_safely(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(f"{path}: not a checkpoint of this program (format {found!r})")
+        hint = "; python -m detector.train --weights reads those of others"
+        raise CheckpointError(f"{path}: not a checkpoint of this program (format {found!r}){hint}")
+    _check_schema(path, content)
     return content
+
+
+def _check_schema(path: Path, content: dict[str, Any]) -> None:
+    """Raise `CheckpointError` for a part that is missing or of the wrong kind."""
+    for name, kind in SCHEMA.items():
+        if not isinstance(content.get(name), kind):
+            found = type(content[name]).__name__ if name in content else "missing"
+            raise CheckpointError(f"{path}: its {name} must be a {kind.__name__}, but is {found}")
+    model, names = content["model"], content["names"]
+    if not isinstance(model.get("name"), str) or not isinstance(model.get("num_classes"), int):
+        raise CheckpointError(f"{path}: its model must have a name and num_classes, but is {model}")
+    if len(names) != model["num_classes"]:
+        raise CheckpointError(
+            f"{path}: has {len(names)} class names for {model['num_classes']} classes"
+        )
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
@@ -150,19 +174,38 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedMo
     """
     content = read_checkpoint(path)
     facts = content["model"]
-    model = build_model(facts["name"], facts["num_classes"], facts.get("options"))
     try:
-        model.load_state_dict(content["weights"])
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: its weights do not fit {facts['name']}") from error
+        model = build_model(facts["name"], facts["num_classes"], facts.get("options"))
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if misfit := _misfit(model, content):
+        raise CheckpointError(f"{path}: is not a whole {facts['name']}: {misfit}")
+    model.load_state_dict(content["weights"])
     meta = {name: value for name, value in content.items() if name not in ("weights", "state")}
     model = model.to(device).eval()
     return LoadedModel(model, tuple(content["names"]), int(content["imgsz"]), meta, Path(path))
 
 
+def _misfit(model: nn.Module, content: dict[str, Any]) -> str:
+    """Return what is wrong with a checkpoint's weights for its model, empty if nothing is."""
+    own, given = model.state_dict(), content["weights"]
+    shapes = {name: getattr(value, "shape", None) for name, value in given.items()}
+    missing = [name for name in own if name not in given]
+    foreign = [name for name in given if name not in own]
+    misshapen = [name for name in own if name in given and shapes[name] != own[name].shape]
+    faults = ((missing, "missing"), (foreign, "unknown"), (misshapen, "of another shape"))
+    found = [f"{len(names)} tensors {what} (first {names[0]})" for names, what in faults if names]
+    if content["input_convention"] != model.input_convention:
+        found.append(f"takes {content['input_convention']}, not {model.input_convention}")
+    return ", ".join(found)
+
+
 @dataclass(frozen=True)
 class LoadReport:
-    """Names of the tensors of a model that a weight file filled, and of those it did not."""
+    """Names of the tensors of a model that a weight file filled, and of those it did not.
+
+    Counters (tensors without a dimension) are not told of: they are no weights.
+    """
 
     loaded: tuple[str, ...]
     reinitialised: tuple[str, ...]  # in the model; missing in the file or of another shape there
@@ -170,13 +213,15 @@ class LoadReport:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
-    """Fill `model` in place from our checkpoint, an official YOLOX `.pth` or Darknet's `.weights`.
+    """Fill `model` in place from a weight file of any known layout, by name and shape.
 
-    Tensors go by name and shape; those of Darknet files by their order.
+    It may be our checkpoint, an official YOLOX `.pth` in any of its layouts, Darknet's `.weights`
+    (whose tensors go by their order), or a state dict of torchvision; for the latter, "imagenet"
+    and "coco" mean files in torch's cache. See foreign.py.
 
     Raises: `CheckpointError` when the file cannot be read or not one tensor fits.
     """
-    source = _foreign_weights(Path(path), model)
+    source = read_weights(path, model)
     own = model.state_dict()
     fitting = {
         name: value
@@ -188,41 +233,8 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     model.load_state_dict(fitting, strict=False)
     return LoadReport(
         loaded=tuple(fitting),
-        reinitialised=tuple(name for name in own if name not in fitting),
-        skipped=tuple(name for name in source if name not in own),
+        reinitialised=tuple(
+            name for name, value in own.items() if name not in fitting and value.ndim
+        ),
+        skipped=tuple(name for name, value in source.items() if name not in own and value.ndim),
     )
-
-
-def _foreign_weights(path: Path, model: nn.Module) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such weight file")
-    if is_darknet(path):
-        if model.family != "yolov3":
-            raise CheckpointError(
-                f"{path}: Darknet weights are for yolov3 models and *.cfg, not {model.name}"
-            )
-        return read_darknet(path, model)
-    content = _load_safely(path)
-    for key in ("weights", "model"):  # ours, official YOLOX
-        if (
-            isinstance(content, dict)
-            and isinstance(content.get(key), dict)
-            and "name" not in content[key]
-        ):
-            content = content[key]
-    tensors = {
-        name: value
-        for name, value in (content.items() if isinstance(content, dict) else ())
-        if isinstance(value, torch.Tensor)
-    }
-    if not tensors:
-        raise CheckpointError(f"{path}: holds no tensors that could be loaded")
-    return tensors
-
-
-def _load_safely(path: Path) -> Any:
-    """Read a torch file without running code from it. Raises: `CheckpointError`."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling bytes that are no pickle raises nearly anything
-        raise CheckpointError(f"{path}: not a readable checkpoint (damaged or foreign)") from error

@@ -52,17 +52,29 @@ WITHOUT_FULL_MOSAIC = Rule(
     "mosaic is 1, so mosaic_scale_* act, or no_aug_epochs fills the run",
     lambda c, hyp: hyp.mosaic < 1 and BEFORE_TAIL.holds(c, hyp),
 )
+WITH_OBJECTNESS = Rule(
+    "this detector has no objectness loss",
+    lambda c, hyp: not re.match(r"\s*torchvision:(retinanet|ssd)", c.model.lower()),
+)
 # The families that have a hyperparameter.
 YOLOX = ("yolox",)
 EVO = ("evo",)
 YOLOX_EVO = ("yolox", "evo")
-WITH_OBJ = ("yolox", "yolov3")
+WITH_BOX = ("yolox", "evo", "torchvision")
+WITH_OBJ = ("yolox", "yolov3", "torchvision")
 YOLOV3 = ("yolov3",)
 WITH_GIOU = Rule("xywh is 1: xy and wh act instead", lambda config, hyp: hyp.xywh == 0)
 WITH_XYWH = Rule("xywh is 0: giou acts instead", lambda config, hyp: hyp.xywh == 1)
 WITH_EMA = Rule("ema_decay is 0", lambda config, hyp: hyp.ema_decay > 0)
 
 
+# By family: settings that cannot be on, and why.
+REFUSED = {
+    "torchvision": {
+        "compile": "the shapes inside change from image to image",
+        "sync_bn": "a process without images cannot take part in its norms",
+    },
+}
 # The first of each pair must not exceed the second.
 ORDERED_PAIRS = (
     ("mosaic_scale_min", "mosaic_scale_max"),
@@ -87,8 +99,10 @@ class Hyp:
     ema_tau: float = gene(200.0, 1.0, 100000.0, "steps over which the decay ramps up", WITH_EMA)
     bn_momentum: float = gene(0.03, 0.001, 1.0, "share of a batch in the norms' running statistics")
     # ---- losses
-    box: float = gene(5.0, 0.0, 1000.0, "gain of the IoU loss", families=YOLOX_EVO)
-    obj: float = gene(1.0, 0.0, 1000.0, "gain of the objectness loss", families=WITH_OBJ)
+    box: float = gene(5.0, 0.0, 1000.0, "gain of the box loss", families=WITH_BOX)
+    obj: float = gene(
+        1.0, 0.0, 1000.0, "gain of the objectness loss", WITH_OBJECTNESS, families=WITH_OBJ
+    )
     cls: float = gene(1.0, 0.0, 1000.0, "gain of the class loss")
     focus: float = gene(
         0.0, 0.0, 10.0, "power of |score - goal| that weights the class loss", families=EVO
@@ -252,6 +266,9 @@ class TrainConfig:
         check_fields(self, "setting")
         if self.batch == 0:
             raise ConfigError("setting batch=0 is out of range; allowed: 1 or more, or auto")
+        for name, reason in REFUSED.get(family_name(self.model), {}).items():
+            if getattr(self, name):
+                raise ConfigError(f"{name}=true does not go with model={self.model}: {reason}")
         if self.patience and not self.validate:
             raise ConfigError(f"patience={self.patience} needs evaluations: validate is false")
         seconds_of(self.time)

@@ -27,6 +27,7 @@ from detector.backends import load_backend, onnxruntime, wrap_checkpoint
 from detector.checkpoint import LoadedModel, load_model
 from detector.cli import add_common, run_command
 from detector.darknet_weights import save_darknet
+from detector.decode import DECODERS
 from detector.errors import ConfigError, MissingPackageError, UserError
 from detector.files import write_whole
 from detector.models.darknet import Darknet
@@ -135,7 +136,7 @@ def export(
     if wanted != ("darknet",):
         onnx_graph.require_packages()
         onnxruntime()
-    loaded = load_model(weights)
+    loaded = _check_dense(load_model(weights))
     job = _Job(
         loaded=loaded,
         imgsz=_check_size(loaded.imgsz if imgsz is None else imgsz, loaded),
@@ -238,6 +239,16 @@ def _check_size(imgsz: int, loaded: LoadedModel) -> int:
             f"imgsz={imgsz} must be a multiple of the largest stride ({stride}): try {nearest}"
         )
     return imgsz
+
+
+def _check_dense(loaded: LoadedModel) -> LoadedModel:
+    """Raise ConfigError for a network that selects its detections itself: nothing to decode."""
+    if loaded.model.family not in DECODERS:
+        raise ConfigError(
+            f"{loaded.path}: {loaded.model.name} cannot be exported, because its selection of "
+            f"detections cannot be traced; these can: {', '.join(DECODERS)}"
+        )
+    return loaded
 
 
 def _make_folder(folder: Path) -> Path:

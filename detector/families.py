@@ -2,8 +2,8 @@
 
     losses(images, targets) -> (named sums, count)     detect(images, conf, iou, max_det)
 
-A dense family (YOLOX, Evo) builds both from raw maps, loss, decode and NMS. A network says by its
-attribute `family` how it is trained and asked.
+A dense family (YOLOX, Evo) builds both from raw maps, loss, decode and NMS; torchvision's detectors
+bring their own. A network says by its attribute `family` how it is trained and asked.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from detector.config import Hyp
 from detector.decode import decode, select
 from detector.losses import build_loss
 from detector.models.channels import in_convention
+from detector.torchvision_family import TorchvisionFamily
 
 
 class Family(Protocol):
@@ -68,6 +69,7 @@ FAMILIES: dict[str, Callable[[nn.Module, Hyp], Family]] = {
     "yolox": DenseFamily,
     "evo": DenseFamily,
     "yolov3": DenseFamily,
+    "torchvision": TorchvisionFamily,
 }
 
 

@@ -165,9 +165,7 @@ def hold(frozen: Iterable[nn.Module]) -> None:
 
 
 def _parts(model: nn.Module, name: str) -> list[nn.Module]:
-    backbone = model
-    while isinstance(getattr(backbone, "backbone", None), nn.Module):
-        backbone = backbone.backbone  # of YOLOX: the CSPDarknet inside of the neck
+    backbone = _backbone(model)
     blocks = dict(backbone.named_children())
     if name == "backbone" and backbone is not model:
         return [backbone]
@@ -184,6 +182,14 @@ def _parts(model: nn.Module, name: str) -> list[nn.Module]:
         known = ", ".join(path for path in modules if path and path.count(".") < 2)
         raise ConfigError(f"freeze={name} is no part of this network; it has: backbone, {known}")
     return [modules[name]]
+
+
+def _backbone(model: nn.Module) -> nn.Module:
+    """The network that images enter, or `model`: it may lie in a neck (YOLOX) or pyramid."""
+    for name in ("backbone", "backbone", "body"):
+        inner = getattr(model, name, None)
+        model = inner if isinstance(inner, nn.Module) else model
+    return model
 
 
 # ---- weight average ------------------------------------------------------------------------

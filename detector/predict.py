@@ -148,7 +148,8 @@ def find_in_images(
     Raises: DataError for a picture in memory that is none.
     """
     imgsz = wish.settings.imgsz
-    backend(torch.zeros(1, 3, imgsz, imgsz))  # the first call of a process is slow
+    blank = torch.zeros(1, 3, imgsz, imgsz)
+    backend.detect(blank, 1.0, 1.0, 1)  # the first call of a process is slow
     for source in sources:
         if isinstance(source, np.ndarray):
             yield _find(backend, None, _checked_picture(source), wish)

@@ -4,15 +4,49 @@ Attribute names (`conv`, `bn`, `dconv`, `m`, ...) are those of the official YOLO
 Letters: B batch, C channels, H, W.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of red, green and blue, as fractions of 255
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class PixelScaling(nn.Module):
+    """Pixels (B, 3, H, W) of 0 to 255 to (pixel / 255 - mean) / std, per channel.
+
+    The numbers are no part of the state dict: they follow from the name of a network.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            scaled = 255.0 * torch.tensor(values).reshape(1, 3, 1, 1)
+            self.register_buffer(name, scaled, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+class LeakyReLU(nn.LeakyReLU):
+    """Leaky ReLU with Darknet's slope of 0.1."""
+
+    def __init__(self) -> None:
+        super().__init__(0.1)
+
 
 class BaseConv(nn.Module):
-    """Convolution with `same` padding, batch norm, SiLU."""
+    """Convolution with `same` padding, batch norm, SiLU or another activation."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        activation: type[nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
@@ -25,7 +59,7 @@ class BaseConv(nn.Module):
             bias=False,
         )
         self.bn = nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.03)
-        self.act = nn.SiLU()  # not in place: the gradient would need a copy of the input
+        self.act = activation()  # not in place: the gradient of SiLU would need a copy of the input
 
     def forward(self, features: Tensor) -> Tensor:
         return self.act(self.bn(self.conv(features)))
@@ -96,12 +130,14 @@ class SPPBottleneck(nn.Module):
     Two 5x5 maxima in a row see 9x9 and three see 13x13: the same numbers, less work.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, activation: type[nn.Module] = nn.SiLU
+    ) -> None:
         super().__init__()
         hidden = in_channels // 2
-        self.conv1 = BaseConv(in_channels, hidden, 1)
+        self.conv1 = BaseConv(in_channels, hidden, 1, activation=activation)
         self.pool = nn.MaxPool2d(kernel_size=5, stride=1, padding=2)
-        self.conv2 = BaseConv(4 * hidden, out_channels, 1)
+        self.conv2 = BaseConv(4 * hidden, out_channels, 1, activation=activation)
 
     def forward(self, features: Tensor) -> Tensor:
         own = self.conv1(features)

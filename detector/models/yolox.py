@@ -7,15 +7,29 @@ maps, row by row, finest map first), H, W.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from detector.errors import ConfigError, did_you_mean
-from detector.models.blocks import BaseConv, CSPLayer, Focus, SPPBottleneck, conv_block
+from detector.models import darknet53
+from detector.models.blocks import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    BaseConv,
+    CSPLayer,
+    Focus,
+    LeakyReLU,
+    PixelScaling,
+    SPPBottleneck,
+    conv_block,
+)
 
 STRIDES = (8, 16, 32)
+# What a YOLOX takes: pixels of 0 to 255 in this order, as they are or normalised inside.
+CONVENTIONS = ("bgr-255", "rgb-imagenet")  # the present one of YOLOX, and that of version 0.1.0
 PRIOR = 0.01  # probability that a fresh head gives to every class and to "object"
 
 
@@ -27,6 +41,8 @@ class YoloxShape:
     width: float = 1.0
     depthwise: bool = False
     input_size: int = 640  # pixels: the size the network is meant for; any multiple of 32 works
+    darknet: bool = False  # Darknet-53 instead of the CSPDarknet of this depth and width
+    convention: str = CONVENTIONS[0]
 
     def __post_init__(self) -> None:
         for field, low in (("depth", 0.01), ("width", 0.05)):
@@ -48,31 +64,38 @@ class YoloxShape:
     def options(self) -> str:
         """The free spelling, `depth=0.33,width=0.125,depthwise=true`."""
         depthwise = str(self.depthwise).lower()
-        return f"depth={self.depth:g},width={self.width:g},depthwise={depthwise}"
+        return f"depth={self.depth:g},width={self.width:g},depthwise={depthwise}{self.suffix(',')}"
 
-    @classmethod
-    def from_options(cls, options: str, name: str) -> "YoloxShape":
-        """Read `depth=0.33,width=0.125,depthwise=true`; what is missing is 1.0 or false.
+    def suffix(self, before: str) -> str:
+        """What a name says of a convention that is not the usual one: `:input=rgb-imagenet`."""
+        return "" if self.convention == CONVENTIONS[0] else f"{before}input={self.convention}"
+
+    def with_options(self, options: str, allowed: Sequence[str], name: str) -> "YoloxShape":
+        """Read `depth=0.33,width=0.125,depthwise=true,input=rgb-imagenet`; the rest stays.
 
         Raises:
-            ConfigError: unknown key or a value of the wrong kind; `name` is quoted in the message.
+            ConfigError: a key that is not allowed or a value of the wrong kind; `name` is quoted.
         """
-        depth, width, depthwise = 1.0, 1.0, False
+        changes: dict[str, Any] = {}
         for option in filter(None, options.replace(" ", "").split(",")):
             key, _, value = option.partition("=")
+            if key not in allowed:
+                hint = did_you_mean(key, allowed)
+                raise ConfigError(f"model={name}: {key} is not an option of yolox{hint}")
             if key == "depthwise" and value in ("true", "false"):
-                depthwise = value == "true"
-            elif key in ("depth", "width"):
-                number = positive_number(value)
-                if number is None:
-                    raise ConfigError(f"model={name}: {key}={value} must be a positive number")
-                depth, width = (number, width) if key == "depth" else (depth, number)
+                changes[key] = value == "true"
             elif key == "depthwise":
                 raise ConfigError(f"model={name}: depthwise={value} must be true or false")
+            elif key == "input" and value in CONVENTIONS:
+                changes["convention"] = value
+            elif key == "input":
+                known = " or ".join(CONVENTIONS)
+                raise ConfigError(f"model={name}: input={value} must be {known}")
             else:
-                hint = did_you_mean(key, ("depth", "width", "depthwise"))
-                raise ConfigError(f"model={name}: {key} is not an option of yolox{hint}")
-        return cls(depth, width, depthwise)
+                changes[key] = positive_number(value)
+                if changes[key] is None:
+                    raise ConfigError(f"model={name}: {key}={value} must be a positive number")
+        return replace(self, **changes)
 
 
 def positive_number(text: str) -> float | None:
@@ -145,18 +168,22 @@ class YOLOXHead(nn.Module):
 
     def __init__(self, shape: YoloxShape, num_classes: int) -> None:
         super().__init__()
-        conv, inputs = conv_block(shape.depthwise), shape.channels[2:]
-        hidden = inputs[0]
-        self.cls_convs = nn.ModuleList(
-            nn.Sequential(conv(hidden, hidden, 3), conv(hidden, hidden, 3)) for _ in inputs
-        )
-        self.reg_convs = nn.ModuleList(
-            nn.Sequential(conv(hidden, hidden, 3), conv(hidden, hidden, 3)) for _ in inputs
-        )
+        inputs = darknet53.CHANNELS if shape.darknet else shape.channels[2:]
+        hidden = shape.channels[2]
+
+        def branch() -> nn.Sequential:
+            conv = darknet53.conv if shape.darknet else conv_block(shape.depthwise)
+            return nn.Sequential(conv(hidden, hidden, 3), conv(hidden, hidden, 3))
+
+        activation = LeakyReLU if shape.darknet else nn.SiLU
+        self.cls_convs = nn.ModuleList(branch() for _ in inputs)
+        self.reg_convs = nn.ModuleList(branch() for _ in inputs)
         self.cls_preds = nn.ModuleList(nn.Conv2d(hidden, num_classes, 1) for _ in inputs)
         self.reg_preds = nn.ModuleList(nn.Conv2d(hidden, 4, 1) for _ in inputs)
         self.obj_preds = nn.ModuleList(nn.Conv2d(hidden, 1, 1) for _ in inputs)
-        self.stems = nn.ModuleList(BaseConv(channels, hidden, 1) for channels in inputs)
+        self.stems = nn.ModuleList(
+            BaseConv(channels, hidden, 1, activation=activation) for channels in inputs
+        )
         for layer in (*self.cls_preds, *self.obj_preds):
             nn.init.constant_(layer.bias, -math.log((1 - PRIOR) / PRIOR))
 
@@ -172,10 +199,10 @@ class YOLOXHead(nn.Module):
 
 
 class YOLOX(nn.Module):
-    """Images (B, 3, H, W) float32, 0 to 255, BGR, to three raw maps (B, 5 + C, H/s, W/s).
+    """Images (B, 3, H, W) float32, 0 to 255, to three raw maps (B, 5 + C, H/s, W/s).
 
-    Channels: cx, cy, w, h, objectness, classes, all before any sigmoid or exp, the same in train
-    and eval mode.
+    The channels of an image are in the order of `input_convention`; those of a map are cx, cy, w,
+    h, objectness, classes, all before any sigmoid or exp, the same in train and eval mode.
     """
 
     def __init__(self, name: str, shape: YoloxShape, num_classes: int) -> None:
@@ -185,15 +212,17 @@ class YOLOX(nn.Module):
         self.shape = shape
         self.num_classes = num_classes
         self.strides = STRIDES
-        self.input_convention = "bgr-255"
+        self.input_convention = shape.convention
         self.input_size = shape.input_size
-        self.backbone = PAFPN(shape)
+        legacy = shape.convention == "rgb-imagenet"
+        self.scaling = PixelScaling(IMAGENET_MEAN, IMAGENET_STD) if legacy else nn.Identity()
+        self.backbone = darknet53.DarknetFPN() if shape.darknet else PAFPN(shape)
         self.head = YOLOXHead(shape, num_classes)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Raises ConfigError when a side of `images` is not a multiple of 32."""
         check_sides(images)
-        return self.head(self.backbone(images))
+        return self.head(self.backbone(self.scaling(images)))
 
 
 def check_sides(images: Tensor) -> None:

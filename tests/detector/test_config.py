@@ -18,7 +18,7 @@ from detector.config import (
 from detector.errors import ConfigError
 
 
-@pytest.mark.parametrize("family", ["yolox", "evo", "yolov3"])
+@pytest.mark.parametrize("family", ["yolox", "evo", "yolov3", "torchvision"])
 def test_a_shipped_file_holds_every_hyperparameter_of_its_family(family: str) -> None:
     path = Path(__file__).parents[2] / "hyp" / f"{family}.yaml"
     own = {

@@ -21,6 +21,7 @@ OFFICIAL = {
     "yolox-m": (25_326_495, "c273cc27f2944baf"),
     "yolox-l": (54_208_895, "caf94815e536e3c4"),
     "yolox-x": (99_071_455, "f06b2e38175aea46"),
+    "yolox-darknet53": (63_724_767, "8f468c845627a4f1"),
 }
 
 
@@ -157,6 +158,8 @@ def test_an_uneven_width_still_fits_together() -> None:
         ("yolox:width=nan", "width=nan must be a positive number"),
         ("yolox:depth=9", "depth=9.0 must lie between 0.01 and 4"),
         ("yolox:depthwise=yes", "depthwise=yes must be true or false"),
+        ("yolox-s:input=rgb", "input=rgb must be bgr-255 or rgb-imagenet"),
+        ("yolox-s:depth=1", "depth is not an option of yolox; allowed: input"),
     ],
 )
 def test_a_wrong_name_is_one_clear_line(name: str, message: str) -> None:
@@ -169,3 +172,26 @@ def test_a_wrong_name_is_one_clear_line(name: str, message: str) -> None:
 def test_a_model_needs_a_class() -> None:
     with pytest.raises(ConfigError, match="num_classes=0 must be at least 1"):
         build_model("yolox-nano", 0)
+
+
+def test_the_pixels_of_version_0_1_0_are_normalised_inside(pico: YOLOX) -> None:
+    legacy = build_model("yolox_pico:input=rgb_imagenet", 3).eval()
+    assert (legacy.name, legacy.input_convention) == (
+        "yolox-pico:input=rgb-imagenet",
+        "rgb-imagenet",
+    )
+    assert list(legacy.state_dict()) == list(pico.state_dict())  # the official names
+    legacy.load_state_dict(pico.state_dict())
+    pico.eval()
+    images = torch.rand(1, 3, 64, 64) * 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    normalised = (images / 255 - mean[:, None, None]) / std[:, None, None]
+    with torch.no_grad():
+        for ours, expected in zip(legacy(images), pico(normalised), strict=True):
+            torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_free_sizes_have_conventions_too() -> None:
+    free = build_model("yolox:input=rgb-imagenet,width=0.25,depth=0.33", 3)
+    assert free.name == "yolox:depth=0.33,width=0.25,depthwise=false,input=rgb-imagenet"
+    assert build_model(free.name, 3).input_convention == "rgb-imagenet"

@@ -4,7 +4,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -60,9 +60,13 @@ def _published(name: str, word: str) -> Iterator[WeightsEnum]:
         yield from get_model_weights(backbone[1])
     else:
         annotation = inspect.signature(get_model_builder(kind)).parameters["weights_backbone"]
-        for part in get_args(annotation.annotation):
-            if isinstance(part, type) and issubclass(part, WeightsEnum):
-                yield from part
+        enums: list[Any] = [
+            part
+            for part in get_args(annotation.annotation)
+            if isinstance(part, type) and issubclass(part, WeightsEnum)
+        ]
+        for enum in enums:
+            yield from enum
 
 
 def own_names(network: nn.Module, source: dict[str, Tensor]) -> dict[str, Tensor]:

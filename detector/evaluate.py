@@ -41,7 +41,6 @@ from detector.finding import (
     find_objects_together,
 )
 from detector.metrics import DetectionMetrics, Prediction, Truth, evaluate_detections
-from detector.models.channels import in_convention
 from detector.plots import plot_confusion, plot_curves
 
 log = logging.getLogger("detector")

@@ -84,6 +84,8 @@ def read_darknet(path: Path, model: Darknet) -> dict[str, Tensor]:
             size = int(np.prod(shape))
             values = numbers[start : start + size].astype(np.float32)
             start += size
+            if not np.isfinite(values).all():
+                raise CheckpointError(f"{path}: numbers of layer {layer.index} are not finite")
             if name.endswith("running_var") and not (values >= 0).all():
                 raise CheckpointError(
                     f"{path}: a variance of layer {layer.index} is negative: "

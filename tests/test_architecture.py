@@ -108,7 +108,7 @@ def detector_row(name: str) -> int:
         ("tracking", "tensorboard", "cli", "launch", "model_list"),
         ("draw", "plots"),
         ("onnx_graph", "engine", "backends", "parity"),
-        ("finding", "evaluate", "predict", "doctor"),
+        ("finding", "evaluate", "predict", "doctor", "adopt"),
         ("export", "validation", "pictures"),
         ("train",),
         ("train_command",),

@@ -153,6 +153,7 @@ WHOLE = 4 * (FIRST + HEAD)
         (ramp(FIRST + 2), f"ends inside layer 2 of small.cfg: expected {WHOLE} bytes"),
         (ramp(FIRST + HEAD + 1), f"holds {WHOLE + 4} bytes of numbers, small.cfg with 2 classes"),
         (ramp(0), "holds no numbers after its header"),
+        (ramp(FIRST + HEAD) * np.inf, "numbers of layer 0 are not finite"),
         (-ramp(FIRST + HEAD), "a variance of layer 0 is negative: the file is not of small.cfg"),
     ],
 )

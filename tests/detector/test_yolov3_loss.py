@@ -175,10 +175,12 @@ def test_objectness_is_a_mean_over_all_cells_also_without_objects() -> None:
 
 
 @pytest.mark.parametrize("xywh", [0, 1])
-def test_a_plain_loop_gives_the_same_loss(xywh: int) -> None:
+def test_a_plain_loop_gives_the_same_loss_and_gradients(xywh: int) -> None:
     network, hyp = two_maps(), LossValues(obj_pw=1.7, cls_pw=0.6, xywh=xywh)
     raw, targets = random_raw(3, seed=0), random_targets([4, 0, 9], seed=1)
-    expected = {"obj": 0.0, "cls": 0.0} | ({"xy": 0.0, "wh": 0.0} if xywh else {"giou": 0.0})
+    raw, leaves = [[part.clone().requires_grad_() for part in raw] for _ in range(2)]
+    names = ("xy", "wh", "obj", "cls") if xywh else ("giou", "obj", "cls")
+    expected = {name: torch.zeros(()) for name in names}
     for image in range(3):
         for out, stride, anchors in zip(raw, (32, 16), network.anchors, strict=True):
             rows = out[image].view(3, 7, *out.shape[-2:])  # (A, 5 + C, H, W)
@@ -212,16 +214,20 @@ def test_a_plain_loop_gives_the_same_loss(xywh: int) -> None:
                         overlap = ops.generalized_box_iou(predicted[None], box[None])
                         found["giou"].append(1 - overlap.squeeze())
             for name, values in found.items():
-                expected[name] += float(torch.stack(values).mean()) if values else 0.0
-            expected["obj"] += float(
-                F.binary_cross_entropy_with_logits(
-                    rows[:, 4], goal, pos_weight=torch.tensor(hyp.obj_pw)
-                )
+                if values:
+                    expected[name] = expected[name] + torch.stack(values).mean()
+            expected["obj"] = expected["obj"] + F.binary_cross_entropy_with_logits(
+                rows[:, 4], goal, pos_weight=torch.tensor(hyp.obj_pw)
             )
-    sums, count = Yolov3Loss(network, hyp).sums(raw, targets)
+    sums, count = Yolov3Loss(network, hyp).sums(leaves, targets)
     assert count.item() == 3
-    assert {name: value.item() for name, value in sums.items()} == pytest.approx(expected, rel=1e-4)
-    assert all(value > 0 for value in expected.values())
+    for name in names:
+        assert expected[name] > 0
+        torch.testing.assert_close(sums[name], expected[name], rtol=1e-4, atol=1e-5)
+    torch.stack(tuple(expected.values())).sum().backward()
+    torch.stack(tuple(sums.values())).sum().backward()
+    for ours, theirs in zip(leaves, raw, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5)
 
 
 # ---- laws

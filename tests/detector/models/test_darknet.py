@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from detector.checkpoint import load_weights
+from detector.cost import gflops
 from detector.decode import decode
 from detector.errors import ConfigError
 from detector.models import build_model
@@ -31,6 +32,23 @@ def test_parameters_are_those_of_the_published_networks(name: str) -> None:
             model = build_model(name, classes)
         sizes = [weight.numel() for weight in model.parameters()]
         assert (sum(sizes), len(sizes)) == (count, TENSORS[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "published"),
+    [
+        ("yolov3", 416, 65.86),  # 10^9 operations, from the authors' own table
+        ("yolov3", 608, 140.69),
+        ("yolov3-spp", 608, 141.45),
+        ("yolov3-tiny", 416, 5.56),
+    ],
+)
+def test_operations_are_those_of_the_published_networks(
+    name: str, side: int, published: float
+) -> None:
+    with torch.device("meta"):
+        model = build_model(name, 80).eval()
+    assert gflops(model, side, torch.device("meta")) == pytest.approx(published, rel=0.001)
 
 
 @pytest.mark.parametrize("name", COUNTS)

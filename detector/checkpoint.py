@@ -146,7 +146,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     content = load_safely(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        hint = "; python -m detector.train --weights reads those of others"
+        hint = "; python -m detector.adopt makes one of others' weights"
         raise CheckpointError(f"{path}: not a checkpoint of this program (format {found!r}){hint}")
     _check_schema(path, content)
     return content

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from detector.darknet_weights import is_darknet, read_darknet
 from detector.errors import CheckpointError
 from detector.models import torchvision_weights
+from detector.models.darknet import Darknet
+from detector.models.darknet_cfg import parse_cfg
 
 log = logging.getLogger("detector")
 
@@ -55,6 +57,7 @@ def read_weights(path: str | Path, model: nn.Module) -> dict[str, Tensor]:
     if not found:
         raise CheckpointError(f"{path}: holds no tensors that could be loaded")
     _warn_of_other_pixels(path, content, model)
+    _warn_of_other_anchors(path, content, model)
     own = set(model.state_dict())
     found = {own_name(name, own): value for name, value in found.items()}
     rename = RENAMED.get(model.family)
@@ -117,3 +120,16 @@ def _warn_of_other_pixels(path: Path, content: Any, model: nn.Module) -> None:
             "%s was trained with input_convention=%s, %s takes %s",
             path, trained, model.name, model.input_convention,
         )  # fmt: skip
+
+
+def _warn_of_other_anchors(path: Path, content: Any, model: nn.Module) -> None:
+    """Say so when a checkpoint of ours was trained with other anchors: its heads belong to them."""
+    facts = content.get("model") if isinstance(content, Mapping) else None
+    options = facts.get("options") if isinstance(facts, Mapping) else None
+    cfg = options.get("cfg") if isinstance(options, Mapping) else None
+    if not isinstance(cfg, str) or not isinstance(model, Darknet):
+        return
+    anchors = [size for head in parse_cfg(cfg, str(path)).heads for size in head.anchors]
+    if anchors != [size for head in model.anchors for size in head]:
+        written = ",".join(f"{side:g}" for size in anchors for side in size)
+        log.warning("%s was trained with --anchors %s, here are others", path, written)

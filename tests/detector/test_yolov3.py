@@ -134,6 +134,19 @@ def test_the_command_starts_from_darknet_weights(
     assert "cut.weights: ends inside layer" in last
 
 
+def test_weights_for_other_anchors_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = build_model(TINY, 2)
+    save_checkpoint(tmp_path / "a.pt", model_content(network, ("a", "b"), 64))
+    load_weights(build_model(TINY, 2), tmp_path / "a.pt")
+    assert "anchors" not in caplog.text
+    network.set_anchors([((7, 8), (9, 10), (11, 12)), ((1, 2), (3, 4), (5, 6.5))])
+    save_checkpoint(tmp_path / "b.pt", model_content(network, ("a", "b"), 64))
+    load_weights(build_model(TINY, 2), tmp_path / "b.pt")
+    assert "b.pt was trained with --anchors 7,8,9,10,11,12,1,2,3,4,5,6.5, here" in caplog.text
+
+
 def test_the_backbone_can_be_frozen(tiny_set: Path, tmp_path: Path) -> None:
     save_darknet(build_model(TINY, 2), tmp_path / "a.weights")
     config, hyp = settings(tiny_set, weights=str(tmp_path / "a.weights"), freeze="backbone")

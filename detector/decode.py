@@ -12,6 +12,7 @@ from detector.boxes import Detections, batched_nms, cxcywh_to_xyxy, xyxy_to_cxcy
 from detector.models.darknet import anchor_grid, flatten_heads, predicted_cxcywh
 from detector.models.evo import raw_to_xyxy
 from detector.models.yolox import flatten_raw, make_grid, raw_to_cxcywh
+from detector.voting import vote
 
 MAX_CANDIDATES = 1000  # best boxes of an image that enter NMS
 
@@ -32,11 +33,14 @@ def _decode_yolox(model: nn.Module, raw: Sequence[Tensor]) -> Tensor:
 
 
 def _decode_evo(model: nn.Module, raw: Sequence[Tensor]) -> Tensor:
-    """There is no objectness: its column is 1."""
+    """There is no objectness, its column is 1; a box is what the cells around agree on."""
     table = flatten_raw(raw)
     cells, strides = make_grid(raw, model.strides)
-    boxes = xyxy_to_cxcywh(raw_to_xyxy(table, cells, strides))
-    return torch.cat((boxes, torch.ones_like(boxes[..., :1]), table[..., 4:].sigmoid()), dim=-1)
+    scores = table[..., 4:].sigmoid()
+    sizes = [(level.shape[-2], level.shape[-1]) for level in raw]
+    voted = vote(raw_to_xyxy(table, cells, strides), scores.amax(-1), sizes)
+    boxes = xyxy_to_cxcywh(voted)
+    return torch.cat((boxes, torch.ones_like(boxes[..., :1]), scores), dim=-1)
 
 
 def _decode_yolov3(model: nn.Module, raw: Sequence[Tensor]) -> Tensor:

@@ -100,7 +100,7 @@ def detector_row(name: str) -> int:
         ("models", "darknet_weights", "anchors"),
         ("assign",),
         ("losses",),
-        ("decode",),
+        ("decode", "voting"),
         ("families", "torchvision_family"),
         ("matching", "metrics"),
         ("muon", "schedule", "optim", "cost", "device_memory"),

@@ -21,6 +21,7 @@ from detector.errors import ConfigError, did_you_mean
 from detector.models.blocks import BaseConv, SPPBottleneck
 from detector.models.yolox import PRIOR, STRIDES, check_sides, positive_number
 
+MAX_LOG_DISTANCE = 10.0  # 22,000 cells: no number of a diverging network is infinite
 GREY, CONTRAST = 114.0, 64.0  # pixels are centred on the padding's grey, and scaled
 
 
@@ -206,5 +207,6 @@ def raw_to_xyxy(table: Tensor, cells: Tensor, strides: Tensor) -> Tensor:
 
     `cells` (P, 2) and `strides` (P, 1) are those of `make_grid`.
     """
-    centre, distance = (cells + 0.5) * strides, table[..., :4].exp() * strides
+    distance = table[..., :4].clamp(max=MAX_LOG_DISTANCE).exp() * strides
+    centre = (cells + 0.5) * strides
     return torch.cat((centre - distance[..., :2], centre + distance[..., 2:]), dim=-1)

@@ -95,6 +95,7 @@ def test_decoded_boxes_are_the_hand_worked_numbers() -> None:
     # the box is (12 - 4, 4 - 2, 12 + 8, 4 + 4) = (8, 2, 20, 8), centre (14, 5), size 12 x 6.
     model = build_model(TINY, 2)
     raw = [torch.zeros(1, 6, 4, 4), torch.zeros(1, 6, 2, 2), torch.zeros(1, 6, 1, 1)]
+    raw[0][0, 4:] = -80.0  # the cells around have no say
     raw[0][0, :4, 0, 1] = torch.tensor([0.5, 0.25, 1.0, 0.5]).log()
     raw[0][0, 4:, 0, 1] = torch.tensor([math.log(3), -math.log(3)])  # scores 3/4 and 1/4
     row = decode(model, raw)[0, 1]

@@ -1,4 +1,4 @@
-"""`python -m evolve`: run, status, best, export, import, export-txt, ui. Parse, call, print."""
+"""`python -m evolve`: run, status, best, report, ... Parse, call, print."""
 
 import argparse
 import errno
@@ -24,6 +24,8 @@ EXAMPLES = """examples:
   python -m evolve status
   python -m evolve best --params
   python -m evolve best --front
+  python -m evolve report --study small
+  python -m evolve compare small next
   python -m evolve export --format onnx,tensorrt-rtx --out engines
   python -m evolve import evolve.txt
   python -m evolve ui --port 5001
@@ -113,6 +115,34 @@ def best(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def report(arguments: argparse.Namespace) -> int:
+    """Write the report of a study: report.html, its plots as PNG, and trials.csv."""
+    from evolve.page.write import write_report
+    from evolve.summary import summarise
+
+    config, study = _opened(arguments)
+    files = write_report(config, study, summarise(config, study))
+    _print(arguments, {"files": [str(path) for path in files]}, "\n".join(map(str, files)))
+    return 0
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Compare two studies: which result is better, and what was different."""
+    from evolve.compare import compare_studies, comparison_text
+    from evolve.config import STUDIES
+    from evolve.page.versus import write_comparison
+
+    config = _config(arguments)
+    _quiet_optuna()
+    comparison = compare_studies(config, arguments.first, arguments.second)
+    names = (side.config.study.name for side in (comparison.a, comparison.b))
+    path = arguments.out or STUDIES / f"compare-{'-'.join(names)}.html"
+    write_comparison(comparison, path)
+    text = f"{comparison_text(comparison)}\n\nwritten: {path}"
+    _print(arguments, {**comparison.to_dict(), "files": [str(path)]}, text)
+    return 0
+
+
 def export(arguments: argparse.Namespace) -> int:
     """Turn the winner's weights into an engine by the objective's own export."""
     from evolve.summary import export_winner
@@ -188,10 +218,15 @@ def _parser() -> argparse.ArgumentParser:
     winner = _command(commands, best, "print the winner's values as best.yaml")
     winner.add_argument("--params", action="store_true", help="only the values that were searched")
     winner.add_argument("--front", action="store_true", help="the best trade-offs of a study")
+    reporter = _command(commands, report, "write the study's report.html")
+    comparer = _command(commands, compare, "compare two studies")
+    comparer.add_argument("first", metavar="A", help="a study's name, or storage#name")
+    comparer.add_argument("second", metavar="B")
+    comparer.add_argument("--out", type=Path, metavar="FILE", help="where the page goes")
     exporter = _command(commands, export, "turn the winner into an engine")
     exporter.add_argument("--format", metavar="LIST", help="such as onnx,tensorrt-rtx")
     exporter.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go")
-    for parser_of_winner in (runner, winner, exporter):
+    for parser_of_winner in (runner, winner, reporter, exporter):
         parser_of_winner.add_argument(
             "--pick", type=_count, metavar="N", help="take trial N for the winner"
         )

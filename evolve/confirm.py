@@ -109,9 +109,11 @@ def configurations(
         by_number = {trial.number: trial for trial in ranked}
         ranked = [by_number[number] for number in order if number in by_number]
     for trial in ranked:
+        if len(chosen) > options.finalists:
+            break
         if all(trial.params != other.params for other in chosen):
             chosen.append(Configuration(trial.number, trial.params))
-    return chosen[: options.finalists + 1] if len(chosen) > 1 else []
+    return chosen if len(chosen) > 1 else []
 
 
 def missing_repeat(

@@ -7,14 +7,15 @@ from typing import Any
 
 from optuna import Study
 
-from evolve.choice import common_space, start_of
 from evolve.config import StudyConfig, load_config
 from evolve.display import ending, label
 from evolve.errors import StudyError
-from evolve.fidelity import rank_check, rank_text
+from evolve.fidelity import rank_text
+from evolve.findings import findings
 from evolve.front import front_table
+from evolve.insight import insight_text
 from evolve.objective import load_objective
-from evolve.record import fitness, ranking
+from evolve.record import fitness
 from evolve.space import Params
 from evolve.summary import HYP_BEST, Summary, estimate_text, measured_text
 
@@ -64,23 +65,11 @@ def status_text(summary: Summary, study: Study, last: int = 10) -> str:
 
 def insight_lines(config: StudyConfig, study: Study) -> list[str]:
     """Return what a study says beside its result: which genes matter, and which epochs rank."""
-    # heavy, and of use to few commands
-    from evolve.evidence import LEAST
-    from evolve.insight import importance, insight_text
-    from evolve.samplers.guided import GuidedSampler
-
-    trials = study.get_trials(deepcopy=False)
-    ranked = ranking(trials)
-    if not ranked:
+    found = findings(config, study)
+    if found is None:
         return []
-    space = common_space(config.space, ranked)
-    scales = None
-    if len(ranked) >= LEAST and not config.objectives:
-        model = GuidedSampler(space=space, start=start_of(config, trials), seed=config.study.seed)
-        scales = model.length_scales(study)
-    ranks = rank_text(rank_check(trials))
-    found = importance(study, space, length_scales=scales)
-    return ["", *insight_text(found, space), *([ranks] if ranks else [])]
+    ranks = rank_text(found.checks)
+    return ["", *insight_text(found.importances, found.space), *([ranks] if ranks else [])]
 
 
 def status_line(summary: Summary) -> str:
@@ -151,7 +140,7 @@ def _next_commands(config: StudyConfig, summary: Summary) -> list[str]:
     """Return what can be done with the result; a trainer is found beside its objective."""
     objective = load_objective(config.objective)
     trainer = f"{objective.name.rpartition('.')[0]}.train"
-    which = _which_study(config)
+    which = which_study(config)
     commands = {}
     if objective.module is not None and "." in objective.name and find_spec(trainer):
         commands[f"python -m {trainer} --hyp {HYP_BEST}"] = "train with these values"
@@ -164,7 +153,7 @@ def _next_commands(config: StudyConfig, summary: Summary) -> list[str]:
     return ["next:", *(f"  {command:<{width}}  # {text}" for command, text in commands.items())]
 
 
-def _which_study(config: StudyConfig) -> str:
+def which_study(config: StudyConfig) -> str:
     """Return the options that lead a command to this study; none for evolve.yaml as it stands."""
     file = load_config(config.source).study
     options = "" if Path(config.source) == Path("evolve.yaml") else f" --config {config.source}"

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def write_trials_csv(study: Study, config: StudyConfig, path: Path) -> None:
     taken = {*LEADING, *TRAILING, *params}
     metrics = [name for name in _names(map(_metrics, trials)) if name != "fitness"]
     columns = {name: f"metric.{name}" if name in taken else name for name in metrics}
-    with _replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(
             file, [*LEADING, *params, *columns.values(), *TRAILING], restval="", lineterminator="\n"
         )
@@ -44,11 +45,9 @@ def write_trials_csv(study: Study, config: StudyConfig, path: Path) -> None:
 
 def write_convergence_plot(study: Study, config: StudyConfig, path: Path) -> None:
     """Draw fitness by trial, the best so far, the start value, and the repeats with other seeds."""
-    from matplotlib.figure import Figure
-
     scene = _scene(study)
     repeats = _repeats(scene)
-    figure = Figure(figsize=(10, 5), dpi=DPI, layout="constrained")
+    figure = new_figure(10, 5)
     if repeats:
         widths = [max(3.0, 8.0 - 0.6 * len(repeats)), 0.6 * len(repeats) + 0.8]
         main, side = figure.subplots(1, 2, sharey=True, width_ratios=widths)
@@ -58,27 +57,24 @@ def write_convergence_plot(study: Study, config: StudyConfig, path: Path) -> Non
     else:
         main = figure.subplots()
     values = [value for repeat in repeats for value in repeat.values]
-    limits = _limits([*map(fitness, scene.measured), *values])
+    limits = fitness_range([*map(fitness, scene.measured), *values])
     _draw_progress(main, scene, limits[0])
     main.set_ylim(*limits)
     main.set_title(_title(config, scene), loc="left")
     main.set_xlabel("trial")
-    main.set_ylabel(_formula(config))
+    main.set_ylabel(formula(config))
     handles, labels = main.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def write_parameter_plot(study: Study, config: StudyConfig, path: Path) -> None:
     """Draw fitness against each hyperparameter: later trials brighter, winner and start marked."""
-    from matplotlib.figure import Figure
-
     scene = _scene(study)
     names = _names(trial.params for trial in scene.measured)
     columns = min(5, max(1, math.ceil(math.sqrt(len(names)))))
     rows = max(1, math.ceil(len(names) / columns))
-    size = (max(7.0, 2.6 * columns + 1.2), 2.5 * rows + 1.1)
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    figure = new_figure(max(7.0, 2.6 * columns + 1.2), 2.5 * rows + 1.1)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
     dots = None
     for axes, name in zip(grid, names, strict=False):
@@ -87,13 +83,26 @@ def write_parameter_plot(study: Study, config: StudyConfig, path: Path) -> None:
         axes.set_axis_off()
     for axes in grid[: len(names) : columns]:
         axes.set_ylabel("fitness")
-    grid[0].set_ylim(*_limits([fitness(trial) for trial in scene.measured]))
+    grid[0].set_ylim(*fitness_range([fitness(trial) for trial in scene.measured]))
     figure.suptitle(_title(config, scene), x=0.01, ha="left")
     if dots is not None:
         figure.colorbar(dots, ax=grid.tolist(), label="trial", shrink=0.8, aspect=40)
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    _save(figure, path)
+    save(figure, path)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty figure of Matplotlib, inches; only this file imports it."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 # ---- what is drawn ---------------------------------------------------------------------------
@@ -157,12 +166,11 @@ def _draw_progress(axes: Any, scene: _Scene, low: float) -> None:
         heights = [0.02] * len(failed)
         axes.scatter(failed, heights, c=VERMILION, marker="x", transform=edge, label="failed")
     if complete:
-        steps = [
-            (t.number, max(fitness(o) for o in complete if o.number <= t.number)) for t in complete
-        ]
-        steps.append((max(trial.number for trial in scene.search), steps[-1][1]))
-        numbers, best = zip(*steps, strict=True)
-        axes.step(numbers, best, where="post", color="black", lw=1.5, label="best so far")
+        best = list(accumulate(map(fitness, complete), max))
+        numbers = [trial.number for trial in complete] + [scene.search[-1].number]
+        axes.step(
+            numbers, [*best, best[-1]], where="post", color="black", lw=1.5, label="best so far"
+        )
     if scene.start is not None:
         axes.axhline(fitness(scene.start), color=GREY, ls="--", lw=1.2, label="start values")
     if scene.winner is not None:
@@ -194,7 +202,7 @@ def _draw_repeats(axes: Any, repeats: Sequence[_Repeat]) -> None:
 def _draw_parameter(axes: Any, name: str, scene: _Scene) -> Any:
     """Draw one hyperparameter and return the dots, for a colour scale."""
     trials = [trial for trial in scene.measured if name in trial.params]
-    low, _ = _limits([fitness(trial) for trial in scene.measured])
+    low, _ = fitness_range([fitness(trial) for trial in scene.measured])
     place = _placing(name, trials)
 
     def scatter(chosen: Sequence[FrozenTrial], **style: Any) -> Any:
@@ -272,7 +280,7 @@ def _star(axes: Any, x: float, y: float, label: str) -> None:
     axes.scatter(x, y, marker="*", s=190, c=GREEN, ec="black", lw=0.8, zorder=5, label=label)
 
 
-def _limits(values: Sequence[float]) -> tuple[float, float]:
+def fitness_range(values: Sequence[float]) -> tuple[float, float]:
     """Return the range of fitness to draw: all of it, but for values far below the rest."""
     if not values:
         return 0.0, 1.0
@@ -293,7 +301,7 @@ def _title(config: StudyConfig, scene: _Scene) -> str:
     return f"{title}, start {fitness(scene.start):.4f}, best {fitness(scene.winner):.4f}"
 
 
-def _formula(config: StudyConfig) -> str:
+def formula(config: StudyConfig) -> str:
     terms = [
         name if weight == 1 else f"{weight:g} {name}" for name, weight in config.fitness.items()
     ]
@@ -309,13 +317,8 @@ def _names(mappings: Iterable[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for mapping in mappings for name in mapping))
 
 
-def _save(figure: Any, path: Path) -> None:
-    with _replacing(path) as partial:
-        figure.savefig(partial, format="png")
-
-
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """Give a path to write to; what stands there takes the place of `path` at once and whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")

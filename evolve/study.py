@@ -186,13 +186,15 @@ def _failed_starts(study: Study) -> list[str]:
 
 
 def _record(config: StudyConfig, study: Study, tracker: Tracker, summary: Summary | None) -> None:
-    """Write the table, at the end the plots too, and close the tracker; no fault costs a study."""
+    """Write the table, at the end the report too, and close the tracker; no fault costs a study."""
     folder = config.directory
     try:
         report.write_trials_csv(study, config, folder / "trials.csv")
         if summary is not None:
-            report.write_convergence_plot(study, config, folder / "convergence.png")
-            report.write_parameter_plot(study, config, folder / "parameters.png")
+            from evolve.page.write import write_report  # heavy, and of use at the end only
+
+            files = write_report(config, study, summary)
+            summary.files.extend(path for path in files[:1] if path not in summary.files)
     except Exception as error:  # a table or a picture costs no study
-        log.warning("the study's table or plot could not be written: %s", error)
+        log.warning("the study's table or report could not be written: %s", error)
     tracker.finish(study, summary.to_dict() if summary else None)

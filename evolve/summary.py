@@ -132,8 +132,13 @@ def summarise(config: StudyConfig, study: Study) -> Summary:
         front=pareto_front(trials, config.objectives) if config.objectives else [],
         limits=limits_text(config.limits),
         infeasible=sum(not feasible(trial) for trial in ranking(trials)),
-        files=[path for path in (config.directory / "best.yaml", HYP_BEST) if path.is_file()],
+        files=[path for path in _written(config) if path.is_file()],
     )
+
+
+def _written(config: StudyConfig) -> tuple[Path, ...]:
+    """Return the files of a result, whether they are there or not."""
+    return config.directory / "best.yaml", HYP_BEST, config.directory / "report.html"
 
 
 def _chosen(

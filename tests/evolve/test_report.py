@@ -143,12 +143,12 @@ def test_repeats_have_mean_and_spread(study: Study) -> None:
 
 
 def test_values_far_below_the_rest_do_not_flatten_the_picture() -> None:
-    low, high = report._limits([0.001, 0.50, 0.52, 0.54, 0.56, 0.58, 0.60])
+    low, high = report.fitness_range([0.001, 0.50, 0.52, 0.54, 0.56, 0.58, 0.60])
     # first quartile 0.50, top 0.60: from 0.50 - 1.5 * 0.10 = 0.35, with 6 % of 0.25 around
     assert low == pytest.approx(0.335)
     assert high == pytest.approx(0.615)
-    assert report._limits([]) == (0.0, 1.0)
-    assert report._limits([0.5]) == (0.475, 0.525)
+    assert report.fitness_range([]) == (0.0, 1.0)
+    assert report.fitness_range([0.5]) == (0.475, 0.525)
 
 
 def test_the_best_so_far_never_falls(study: Study, config: StudyConfig) -> None:

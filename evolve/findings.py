@@ -1,0 +1,53 @@
+"""What a study's trials say together: which genes matter, which epochs rank, whether to go on."""
+
+from dataclasses import dataclass
+
+from optuna import Study
+from optuna.study import StudyDirection
+
+from evolve.budget import STOPPED
+from evolve.choice import common_space, start_of
+from evolve.config import StudyConfig
+from evolve.curves import RankCheck
+from evolve.fidelity import rank_check
+from evolve.insight import Importance, importance
+from evolve.record import ranking
+from evolve.space import Space
+
+JUDGED = 600  # trials that importance is computed from, about; more hardly change it
+
+
+@dataclass(frozen=True)
+class Findings:
+    """`importances`, the largest first, of the genes of `space`; `checks`, one for each epoch."""
+
+    space: Space
+    importances: list[Importance]
+    checks: list[RankCheck]
+
+
+def findings(config: StudyConfig, study: Study) -> Findings | None:
+    """Return what a study with complete trials says; None without any."""
+    # heavy, and of use to few commands
+    from evolve.evidence import LEAST
+    from evolve.samplers.guided import GuidedSampler
+
+    trials = study.get_trials(deepcopy=False)
+    ranked = ranking(trials)
+    if not ranked:
+        return None
+    space = common_space(config.space, ranked)
+    scales = None
+    if len(ranked) >= LEAST and not config.objectives:
+        model = GuidedSampler(space=space, start=start_of(config, trials), seed=config.study.seed)
+        scales = model.length_scales(study)
+    every = max(1, len(trials) // JUDGED)
+    maximize = study.directions[0] == StudyDirection.MAXIMIZE
+    found = importance(trials[::every], space, length_scales=scales, maximize=maximize)
+    return Findings(space, found, rank_check(trials))
+
+
+def stop_reason(study: Study) -> str:
+    """Return why the search said that another trial does not pay; "" if it did not."""
+    said = study.user_attrs.get(STOPPED)
+    return "" if said is None else str(said["reason"])

@@ -32,6 +32,8 @@ def linear(low: float, high: float, title: str = "", count: int = 5, whole: bool
         return min(max((value - low) / span, 0.0), 1.0)
 
     marks = round_numbers(low, high, count, whole)
+    if len(marks) < min(4, count) and not whole:
+        marks = round_numbers(low, high, 2 * count)
     digits = max(0, -math.floor(math.log10(marks[1] - marks[0]) + 1e-9)) if len(marks) > 1 else 3
     plain = digits <= 5 and max(map(abs, marks), default=0.0) < 1e5
     texts = [f"{mark:.{digits}f}" if plain else f"{mark:.3g}" for mark in marks]

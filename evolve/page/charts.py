@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
+from evolve.insight import MATTERS, NOTHING
 from evolve.page.axes import (
     Axis,
     Plot,
@@ -117,7 +118,7 @@ def best_so_far(scene: Scene) -> list[tuple[int, float]]:
 def _progress(scene: Scene, width: float, height: float, css: str) -> Markup:
     last = max((trial.number for trial in scene.search), default=1)
     x = linear(0, max(last, 1), "trial", 10 if css == "wide" else 5, whole=True)
-    plot = Plot(x, linear(*scene.range(), "fitness", 9), width, height)
+    plot = Plot(x, linear(*scene.range(), "fitness", 6), width, height, 60)
     parts: list[str] = []
     noise = noise_of(scene)
     left, right = plot.column(0), plot.column(1)
@@ -168,6 +169,7 @@ def front_chart(scene: Scene) -> Markup:
     others = list(scene.summary.objectives)[1:]
     charts = [both_sizes(lambda *size, i=i: _front(scene, i, *size)) for i in range(len(others))]
     entries = [("complete", "a trial"), ("best", "best trade-offs"), ("start", "start values")]
+    entries += [("over", "beyond a limit")] * any(not feasible(t) for t in scene.complete)
     return joined([*charts, key(*entries, ("winner", "recommended: best fitness of them"))])
 
 
@@ -177,7 +179,7 @@ def _front(scene: Scene, other: int, width: float, height: float, css: str) -> M
     values = [t.values[other + 1] for t in points] or [0.0, 1.0]
     better = "smaller" if direction == "minimize" else "larger"
     x = linear(min(values), max(values), f"{name} ({better} is better)", 5)
-    plot = Plot(x, linear(*scene.range(), "fitness", 9), width, height)
+    plot = Plot(x, linear(*scene.range(), "fitness", 6), width, height, 60)
 
     def at(trial: FrozenTrial) -> tuple[float, float]:
         return plot.px(trial.values[other + 1]), plot.py(fitness(trial))
@@ -200,7 +202,9 @@ def gene_charts(scene: Scene) -> Markup:
     """Return one small plot for each hyperparameter: its values against fitness."""
     words = {found.name: f"{found.share:.0%}" for found in scene.importances}
     panels = [_panel(scene, gene, words.get(gene.name)) for gene in scene.genes]
-    entries = [("complete", "a trial"), ("trend", "local mean and its 90 % band")]
+    entries = [("complete", "a trial")]
+    trend = len(scene.complete) >= TREND_LEAST
+    entries += [("trend", "local mean and its 90 % band; of a choice, its mean")] * trend
     entries += [("early", "stopped early")] * any(
         t.state == TrialState.PRUNED for t in scene.drawn_measured
     )
@@ -230,7 +234,8 @@ def _panel(scene: Scene, gene: Gene, share: str | None) -> Markup:
         if special is not None and place is not None:
             parts.append(draw(plot.column(place), plot.py(fitness(special)), size=6))
             value = number(special.params[gene.name], 3)
-    title = tag("figcaption", tag("b", gene.name), f" = {value}", _share(share))
+    name = tag("span", tag("b", gene.name), f" = {value}")
+    title = tag("figcaption", name, _share(share))
     alt = f"{gene.name} against fitness, {len(parts)} marks; recommended {value}"
     return tag("figure", title, plot.drawing(alt, *parts, css="panel", key=gene.name), _when(gene))
 
@@ -300,13 +305,13 @@ def local_mean(places: Floats, values: Floats) -> tuple[Floats, Floats, Floats]:
 
 def importance_chart(scene: Scene) -> Markup:
     """Return a bar for each hyperparameter that has an effect, the largest first."""
-    shown = [found for found in scene.importances if found.share > 0.005][:15]
+    shown = [found for found in scene.importances if found.word != NOTHING][:15]
     largest = max((found.share for found in shown), default=1.0)
     rows: list[str] = []
     for place, found in enumerate(shown):
         top = 22.0 * place
         length = 150.0 * found.share / largest
-        css = "matters" if found.word == "matters" else "little"
+        css = "matters" if found.word == MATTERS else "little"
         rows.append(label(112, top + 15, found.name, "end"))
         bar = (
             f'<rect class="bar {css}" x="120" y="{top + 4:.0f}" width="{length:.1f}" height="14"/>'

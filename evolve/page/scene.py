@@ -72,9 +72,22 @@ class Scene:
 
     @property
     def genes(self) -> list[Gene]:
-        """The genes, the most important first; by name where that is not known."""
+        """The genes, the most important first; where that is not known, those that changed."""
         order = {found.name: place for place, found in enumerate(self.importances)}
-        return sorted(self.space.genes, key=lambda gene: (order.get(gene.name, 1e9), gene.name))
+
+        def rank(gene: Gene) -> tuple[float, bool, str]:
+            return order.get(gene.name, math.inf), not self.changed(gene), gene.name
+
+        return sorted(self.space.genes, key=rank)
+
+    def changed(self, gene: Gene) -> bool:
+        """Return whether the recommended value differs from the start value."""
+        if self.winner is None or gene.name not in self.winner.params:
+            return False
+        won, began = self.winner.params[gene.name], self.start_values.get(gene.name)
+        if isinstance(won, float) and isinstance(began, float):
+            return not math.isclose(won, began, rel_tol=1e-6)
+        return bool(won != began)
 
     @property
     def thinned(self) -> str:

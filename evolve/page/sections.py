@@ -8,6 +8,7 @@ from optuna.trial import TrialState
 
 from evolve.evidence import LEAST
 from evolve.fidelity import rank_text
+from evolve.insight import NOTHING
 from evolve.page import charts, tables, timeline, traces, verdict
 from evolve.page.markup import Markup, escaped, joined, number, table, tag
 from evolve.page.pictures import picture_pair
@@ -131,7 +132,7 @@ def _importance(scene: Scene) -> Section:
         if scene.sign < 0:
             text = "Importance is told of studies that maximise."
         return "importance", name, _nothing(text)
-    silent = sorted(f.name for f in scene.importances if f.word == "no effect seen")
+    silent = sorted(f.name for f in scene.importances if f.word == NOTHING)
     notes = [f"No effect seen, within what was tried: {', '.join(silent)}."] if silent else []
     chart = charts.importance_chart(scene)
     if not chart:
@@ -145,7 +146,7 @@ def _genes(scene: Scene) -> Section:
     name = "Every hyperparameter against fitness"
     if not scene.measured or not scene.genes:
         return "hyperparameters", name, _nothing("No trial has a fitness yet.")
-    order = "the most important first" if scene.importances else "by name"
+    order = "the most important first" if scene.importances else "those that changed first"
     note = f"Each panel spans the whole range, {order}. Trials where it has no effect are left out."
     return "hyperparameters", name, joined([charts.gene_charts(scene), _note(note)])
 
@@ -156,7 +157,7 @@ def _parallel(scene: Scene) -> Section:
         return "lines", name, _nothing("Lines need two complete trials.")
     notes = []
     if len(scene.genes) > traces.AXES:
-        which = "most important" if scene.importances else "first by name"
+        which = "most important" if scene.importances else "first of those above"
         notes.append(f"{traces.AXES} of {len(scene.genes)} hyperparameters, the {which}.")
     if len(scene.complete) > traces.LINES:
         notes.append(f"The best {traces.LINES} of {len(scene.complete):,} complete trials.")

@@ -8,6 +8,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from evolve.insight import NOTHING
 from evolve.page.markup import Markup, fixed, joined, number, signed, table, tag
 from evolve.page.pictures import class_metrics
 from evolve.page.scene import Scene, place_of
@@ -29,23 +30,20 @@ def values_table(scene: Scene) -> Markup:
     for gene in scene.genes:
         won, began = scene.winner.params.get(gene.name), scene.start_values.get(gene.name)
         found = shares.get(gene.name)
-        cells = [tag("b", gene.name), number(began), _changed(scene, gene, won, began)]
+        cells = [tag("b", gene.name), number(began), _new_value(scene, gene, won)]
         cells += [_move(gene, began, won), _range_text(gene)]
-        cells += [f"{found.share:.0%} {found.word}" if found else ""] if shares else []
+        share = "" if found is None or found.word == NOTHING else f"{found.share:.0%} "
+        cells += [f"{share}{found.word}" if found else ""] if shares else []
         rows.append(cells)
     head = ["hyperparameter", "start", "recommended", "place in its range", "range"]
     return table(head + ["importance"] * bool(shares), rows, "values")
 
 
-def _changed(scene: Scene, gene: Gene, won: Any, began: Any) -> Markup:
+def _new_value(scene: Scene, gene: Gene, won: Any) -> Markup:
     assert scene.winner is not None
     if not scene.active(scene.winner, gene):
         return tag("span", "no effect here", class_="dim")
-    same = won == began or (
-        isinstance(won, float)
-        and isinstance(began, float)
-        and math.isclose(won, began, rel_tol=1e-6)
-    )
+    same = not scene.changed(gene)
     return tag("span" if same else "b", number(won), class_="dim" if same else None)
 
 
@@ -81,12 +79,14 @@ def metrics_table(scene: Scene) -> Markup:
     means = [_means(runs) for runs in sides]
     rows = []
     for name in means[1]:
-        old, new = (side.get(name) for side in means)
-        change = signed(new - old) if old is not None and new is not None else "–"
-        rows.append([tag("b", name), fixed(old), fixed(new), change])
-    counts = [f"n {len(runs)}" if runs else "–" for runs in sides]
-    head = ["metric", f"start ({counts[0]})", f"recommended ({counts[1]})", "difference"]
-    return table(head, rows, "metrics") if rows else Markup("")
+        before, after = (side.get(name) for side in means)
+        change = "–" if before is None or after is None else signed(after - before)
+        rows.append([tag("b", name), fixed(before), fixed(after), change])
+    head = ["metric", "start", "recommended", "difference"]
+    old, new = (len(runs) for runs in sides)
+    note = f"Means over {old} and {new} repeats." if max(old, new) > 1 else "Measured once."
+    found = table(head, rows, "metrics") if rows else ""
+    return joined([found, tag("p", note, class_="note")])
 
 
 def class_table(scene: Scene) -> Markup:

@@ -106,7 +106,9 @@ def learning_curves(scene: Scene) -> Markup:
     """Return the reported values by epoch: the winner's, the finalists', the start values', all."""
     front = _front_curves(scene)
     entries = [("other", "a trial"), ("start-line", "start values")]
-    entries += [("final-line", "other finalists"), ("winner-line", "recommended (thin: repeats)")]
+    others = any(css == "final-line" for _, css in front)
+    entries += [("final-line", "other finalists")] * others
+    entries += [("winner-line", "recommended (thin: repeats)")]
     return joined([both_sizes(lambda *size: _curves(scene, front, *size)), key(*entries)])
 
 

@@ -29,7 +29,7 @@ def headline(scene: Scene) -> tuple[str, str]:
         return UNCONFIRMED, "No trial has ended with a fitness yet: there is nothing to recommend."
     if scene.summary.objectives:
         count, names = len(scene.summary.front), ", ".join(scene.summary.objectives)
-        trades = f"{count} best trade-off{'s' * (count != 1)} of {names}; "
+        trades = f"{count} best trade-off{'s' * (count != 1)} of {names}. "
     else:
         trades = ""
     if gain is None or not _judged(scene):
@@ -49,7 +49,7 @@ def headline(scene: Scene) -> tuple[str, str]:
         text += f"The best finalist differs by {signed(gain.mean)} ({interval}, {pairs})."
     else:
         text = f"No difference shown between trial {number_} and the start values: "
-        text += f"{signed(gain.mean)} fitness, but 0 is inside the {interval}, {pairs}."
+        text += f"gain {signed(gain.mean)}, and 0 is inside the {interval}, {pairs}."
     return verdict.word, trades + text
 
 
@@ -94,18 +94,18 @@ def hero(scene: Scene) -> Markup:
     badge = tag(
         "div", tag("span", BADGES[word], aria_hidden="true"), " ", word, class_=f"badge {css}"
     )
-    bar = gain_bar(scene) if scene.summary.verdict.gain and _judged(scene) else ""
+    gain = scene.summary.verdict.gain
+    bar = gain_bar(gain, "the start values") if gain and _judged(scene) else ""
     return joined([badge, tag("p", sentence, class_="sentence"), bar])
 
 
-def gain_bar(scene: Scene) -> Markup:
+def gain_bar(gain: Gain, over: str) -> Markup:
     """Return the gain and its interval beside 0, which is no gain; empty without an interval."""
-    gain = scene.summary.verdict.gain
-    if gain is None or not math.isfinite(gain.low):
+    if not math.isfinite(gain.low):
         return Markup("")
     low, high = min(gain.low, 0.0), max(gain.high, 0.0)
     margin = 0.08 * (high - low)
-    title = "gain over the start values (dot) and its 90 % interval"
+    title = f"gain over {over} (dot) and its 90 % interval"
     x = linear(low - margin, high + margin, title, 5)
     plot = Plot(x, Axis(lambda place: place, ()), 360, 74, 10, 10, 4, 40)
     zero, left, right, row = (*map(plot.px, (0.0, gain.low, gain.high)), plot.row(0.5))
@@ -126,7 +126,7 @@ def tiles(scene: Scene) -> Markup:
     start, won = _level(scene, "start"), _level(scene, "winner")
     if won is not None:
         change = "" if start is None else f"start values {fixed(start)}"
-        figures.append(("fitness", fixed(won), change))
+        figures.append(("fitness, recommended", fixed(won), change))
     counts = [f"{states[n]} {n}" for n in ("pruned", "failed", "running") if states[n]]
     figures.append(
         ("generations", f"{summary.generations:,} of {summary.total:,}", ", ".join(counts))

@@ -12,6 +12,7 @@ from evolve.page.charts import both_sizes
 from evolve.page.markup import Markup, joined, table, tag
 from evolve.page.scene import is_measured
 from evolve.page.sections import html_page
+from evolve.page.verdict import gain_bar
 from evolve.record import CONFIRM, feasible, fitness, kind_of
 from evolve.report import fitness_range, replacing
 
@@ -42,7 +43,9 @@ def _date() -> Markup:
 def _verdict(comparison: Comparison) -> Markup:
     css = "better" if comparison.word.endswith("is better") else "undecided"
     badge = tag("div", comparison.word, class_=f"badge {css}")
-    return joined([badge, tag("p", f"{comparison.text}.", class_="sentence")])
+    text = f"{comparison.text[0].upper()}{comparison.text[1:]}."
+    bar = "" if comparison.why_not else gain_bar(comparison.gain, comparison.a.name)
+    return joined([badge, tag("p", text, class_="sentence"), bar])
 
 
 def _rows(comparison: Comparison) -> list[list[str | Markup]]:
@@ -98,7 +101,7 @@ def _lines(lines: list[list[tuple[int, float]]], width: float, height: float, cs
     last = max(number for steps in lines for number, _ in steps)
     limits = fitness_range([value for steps in lines for _, value in steps])
     x = linear(1, max(last, 2), "trials", 8, whole=True)
-    plot = Plot(x, linear(*limits, "best fitness so far", 7), width, height)
+    plot = Plot(x, linear(*limits, "best fitness so far", 6), width, height, 66)
     parts = []
     for steps, own in zip(lines, ("line-a", "line-b"), strict=True):
         corners: list[tuple[float, float]] = []

@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from detector.backends import Backend, load_backend
-from detector.checkpoint import model_content, save_checkpoint
+from detector.checkpoint import load_model, model_content, save_checkpoint
+from detector.config import Hyp
+from detector.decode import decode, select
 from detector.errors import CheckpointError, ConfigError
 from detector.export import export
+from detector.families import build_family
 from detector.models import build_model
 
 NAMES = ("red", "green", "blue")
@@ -130,3 +133,29 @@ def test_an_onnx_file_of_another_program_is_refused(fixed_file: Path, tmp_path: 
     onnx.save(model, tmp_path / "foreign.onnx")
     with pytest.raises(CheckpointError, match=r"not written by detector\.export"):
         load_backend(tmp_path / "foreign.onnx")
+
+
+def test_legacy_pixels_are_turned_and_normalised_in_every_kind_of_file(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    usual = load_model(checkpoint).model
+    with torch.no_grad():  # as if it had been trained on small numbers
+        usual.backbone.backbone.stem.conv.conv.weight.mul_(200)
+    legacy = build_model("yolox-pico:input=rgb-imagenet", num_classes=len(NAMES))
+    legacy.load_state_dict(usual.state_dict())
+    save_checkpoint(tmp_path / "legacy.pt", model_content(legacy.eval(), NAMES, SIZE))
+    (file,) = export(tmp_path / "legacy.pt", "onnx")
+    images = pictures(1)  # BGR, as everywhere in this program
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    normalised = (images[:, [2, 1, 0]] / 255 - mean[:, None, None]) / std[:, None, None]
+    with torch.no_grad():
+        expected = decode(usual, usual(normalised))
+    for path in (tmp_path / "legacy.pt", file.path):
+        backend = load_backend(path)
+        assert backend.input_convention == "rgb-imagenet"
+        torch.testing.assert_close(backend.decoded(images), expected, atol=1e-3, rtol=1e-4)
+        # the way in, not the numbers: an image that is not turned gives others
+        assert (backend(images) - expected).abs().max() > 0.01
+    (found,) = build_family(legacy, Hyp()).detect(images, 0.0, 0.65, 20)
+    (selected,) = select(expected, 0.0, 0.65, 20)
+    torch.testing.assert_close(found.scores, selected.scores, atol=1e-4, rtol=0)

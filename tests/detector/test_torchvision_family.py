@@ -222,7 +222,7 @@ def learned(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fcos")
     config, hyp = resolve({
         **QUICK, **STILL, "model": TINY["fcos"], "data": str(tiny_set), "epochs": 35,
-        "val_every": 35, "ema_decay": 0.9, "optimizer": "AdamW", "lr0": 0.003,
+        "val_every": 35, "ema_decay": 0.9,
     })  # fmt: skip
     result = train(config, hyp, folder)
     assert result.metrics["mAP50"] > 0.9

@@ -103,14 +103,22 @@ class RouteLayer(nn.Module):
 
 
 class ShortcutLayer(nn.Module):
-    """The sum of two layers, and an activation."""
+    """The sum of two layers, and an activation; channels that only the first has stay as they are.
+
+    Channels that only the second has are not used.
+    """
 
     def __init__(self, block: Shortcut) -> None:
         super().__init__()
         self.act = activation(block.activation)
 
     def forward(self, sources: Sequence[Tensor]) -> Tensor:
-        return self.act(sources[0] + sources[1])
+        own, added = sources
+        channels = min(own.shape[1], added.shape[1])
+        total = own[:, :channels] + added[:, :channels]
+        if channels < own.shape[1]:
+            total = torch.cat((total, own[:, channels:]), dim=1)
+        return self.act(total)
 
 
 def _layer(block: Block, channels: int) -> nn.Module:

@@ -45,7 +45,7 @@ class MaxPool:
 
 @dataclass(frozen=True)
 class Shortcut:
-    """The layer before and layer `source` added."""
+    """The layer before, with layer `source` added to as many of its channels as that has."""
 
     source: int
     activation: str = "linear"
@@ -168,7 +168,7 @@ def _shape(layout: Layout, block: Block, before: Shape, shapes: Sequence[Shape])
         case Upsample(stride=stride):
             return Shape(channels, height * stride, width * stride)
         case Shortcut(source=source):
-            if shapes[source] != before:
+            if shapes[source][1:] != before[1:]:
                 layout.fail(
                     block,
                     f"layer {source} {tuple(shapes[source])} cannot be added to "

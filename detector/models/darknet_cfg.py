@@ -30,7 +30,7 @@ TRAINING_KEYS = {
         blur gaussian_noise flip max_crop min_crop min_ratio max_ratio letter_box adam B1 B2 eps
         optimized_memory workspace_size_limit_MB max_chart_loss mosaic_bound resize_step ema_alpha
         dynamic_minibatch loss_scale label_smooth_eps seq_scales track augment_speed notruth inputs
-        sequential_subdivisions learning_rate_min sgdr_cycle sgdr_mult""",
+        sequential_subdivisions show_receptive_field learning_rate_min sgdr_cycle sgdr_mult""",
     "convolutional": "stopbackward learning_rate",
     "maxpool": "",
     "shortcut": "",
@@ -104,6 +104,12 @@ class _Section:
         self.file, self.name, self.line = file, name, line
         self.values: dict[str, tuple[str, int]] = {}  # key -> value and line
         self.taken: set[str] = set()
+
+    def add(self, key: str, value: str, line: int) -> None:
+        """Note a line. Raises: ConfigError for a key that is given twice and matters."""
+        known, first = self.values.setdefault(key, (value, line))
+        if known != value and key not in TRAINING_KEYS.get(self.name, "").split():
+            raise ConfigError(f"{self.file}:{line}: {key} is given twice (line {first})")
 
     @property
     def place(self) -> str:
@@ -179,10 +185,7 @@ def _sections(text: str, name: str) -> list[_Section]:
         key, equals, value = line.partition("=")
         if not sections or not equals or not key or not value:
             raise ConfigError(f"{name}:{number}: {raw.strip()[:60]!r} is not `key=value`")
-        if key in sections[-1].values:
-            first = sections[-1].values[key][1]
-            raise ConfigError(f"{name}:{number}: {key} is given twice (line {first})")
-        sections[-1].values[key] = (value, number)
+        sections[-1].add(key, value, number)
     return sections
 
 

@@ -11,8 +11,8 @@ from detector.cost import gflops
 from detector.decode import decode
 from detector.errors import ConfigError
 from detector.models import build_model
-from detector.models.darknet import PoolLayer
-from detector.models.darknet_blocks import MaxPool
+from detector.models.darknet import PoolLayer, ShortcutLayer
+from detector.models.darknet_blocks import MaxPool, Shortcut
 
 FIXTURE = Path(__file__).with_name("darknet_opencv.npz")  # made by tests/oracles/darknet_opencv.py
 COUNTS = {
@@ -135,6 +135,17 @@ def test_pooling_starts_its_windows_where_darknet_does(
     row = torch.tensor([1.0, 2, 3, 5, 4]) - 10  # all below 0: a border of zeros would win
     pooled = PoolLayer(MaxPool(size, stride, padding))(row.expand(1, 1, 5, 5))
     assert (pooled[0, 0, 0] + 10).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "added", "expected"),
+    [([1, 2], [10, 20], [11, 22]), ([1, 2], [10], [11, 2]), ([1], [10, 20], [11])],
+)
+def test_a_shortcut_adds_the_channels_that_both_have(
+    own: list[float], added: list[float], expected: list[float]
+) -> None:
+    first, second = (torch.tensor(part).float().view(1, -1, 1, 1) for part in (own, added))
+    assert ShortcutLayer(Shortcut(0))((first, second)).flatten().tolist() == expected
 
 
 def test_one_class_is_certain_wherever_there_is_an_object() -> None:

@@ -125,6 +125,12 @@ def test_other_classes_change_the_heads_and_the_filters_before_them() -> None:
     assert shapes_of(layout)[-1] == Shape(24, 32, 32)
 
 
+def test_a_key_of_darknets_training_may_stand_there_twice() -> None:
+    # published files have the values for testing and for training one after the other
+    text = SMALL.replace("batch=64", "batch=1\nbatch=64\nchannels=3")
+    assert parse_cfg(text, "a.cfg") == parse_cfg(SMALL, "a.cfg")
+
+
 def test_references_count_from_the_first_layer_or_back_from_here() -> None:
     same = SMALL.replace("from = -2", "from = 1").replace("layers = -1, 0", "layers = 4, -5")
     assert parse_cfg(same, "a.cfg") == parse_cfg(SMALL, "a.cfg")
@@ -174,7 +180,7 @@ def test_the_layers_of_yolov3_stand_where_the_published_file_has_them() -> None:
         ("jitter=.3", "new_coords=1", "a.cfg:50: new_coords=1 is not supported, only 0"),
         ("channels=3", "channels=1", "a.cfg:6: channels=1: images have 3"),
         ("width = 64", "width 64", "a.cfg:4: 'width 64' is not `key=value`"),
-        ("height=64", "width=64", "a.cfg:5: width is given twice (line 4)"),
+        ("height=64", "width=32", "a.cfg:5: width is given twice (line 4)"),
         ("[net]", "[network1]", "does not begin with a [net] section"),
         ("size=1\nactivation=linear", "size=99\nactivation=linear", "has nothing left of the"),
         ("filters=14\nactivation=linear", "filters=14\nactivation=leaky", "must be a [convol"),

@@ -2,9 +2,9 @@
 
 OpenCV 5 has no Darknet importer any more, so this runs in an environment of its own:
 
-    python -m venv /tmp/opencv4
-    /tmp/opencv4/bin/pip install "opencv-python-headless<5"
-    /tmp/opencv4/bin/python tests/oracles/darknet_opencv.py
+    python -m venv <folder>
+    <folder>/bin/pip install "opencv-python-headless<5"
+    <folder>/bin/python tests/oracles/darknet_opencv.py
 
 It shares no code with the detector: cfg and weights are written here, layer by layer. For each case
 the file holds the text of the cfg, the bytes of the weights, the maps before each [yolo] layer, and

@@ -8,61 +8,32 @@ Letters: B images, P points, C classes, n positives.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from detector.assign import Aligned, PaddedTargets, aligned, pad_targets
 from detector.boxes import elementwise_giou
-from detector.losses.yolox import Targets
+from detector.config import Hyp
+from detector.losses.dense import DenseLoss, Targets
 from detector.models.evo import raw_to_xyxy
 from detector.models.yolox import flatten_raw, make_grid
 
 
-class LossHyp(Protocol):
-    """The hyperparameters that the loss and its assignment use."""
-
-    @property
-    def box(self) -> float: ...
-    @property
-    def cls(self) -> float: ...
-    @property
-    def l1(self) -> float: ...
-    @property
-    def focus(self) -> float: ...
-    @property
-    def topk(self) -> int: ...
-    @property
-    def cls_power(self) -> float: ...
-    @property
-    def iou_power(self) -> float: ...
-
-
-class EvoLoss(nn.Module):
+class EvoLoss(DenseLoss):
     """Class, GIoU and (late in training) L1 loss; each positive counts as much as it is good.
 
     `use_l1` turns the L1 part on: the last epochs, without mosaic, fit the boxes tightly.
     """
 
-    def __init__(self, strides: Sequence[int], hyp: LossHyp) -> None:
-        super().__init__()
+    def __init__(self, strides: Sequence[int], hyp: Hyp) -> None:
+        super().__init__(hyp)
         self.strides = tuple(strides)
-        self.hyp = hyp
-        self.use_l1 = False
-
-    def forward(self, raw: Sequence[Tensor], targets: Targets) -> dict[str, Tensor]:
-        """The parts of `sums` divided by max(count, 1), and their sum as "total"."""
-        sums, count = self.sums(raw, targets)
-        parts = {name: value / count.clamp(min=1) for name, value in sums.items()}
-        return {**parts, "total": torch.stack(tuple(parts.values())).sum()}
 
     def sums(self, raw: Sequence[Tensor], targets: Targets) -> tuple[dict[str, Tensor], Tensor]:
         """Gain-weighted sums "box", "cls" and perhaps "l1", and the sum of the qualities.
-
-        Sums and counts of several micro-batches add up to those of one large batch. Computed in
-        float32 whatever the autocast state; 0-dim tensors.
+        See `DenseLoss.sums`.
         """
         with torch.autocast(raw[0].device.type, enabled=False):
             table = flatten_raw(raw)  # (B, P, 4 + C)

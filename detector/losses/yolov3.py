@@ -7,14 +7,15 @@ Letters: B images, P predictions, C classes, n positives.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from detector.assign import AnchorLevel, AnchorMatches, PaddedTargets, match_anchors, pad_targets
 from detector.boxes import cxcywh_to_xyxy, elementwise_giou, xyxy_to_cxcywh
+from detector.config import Hyp
+from detector.losses.dense import DenseLoss, Targets
 from detector.models.darknet import (
     AnchorGrid,
     Darknet,
@@ -24,36 +25,10 @@ from detector.models.darknet import (
     predicted_cxcywh,
 )
 
-Targets = Sequence[dict[str, Tensor]]  # per image: "boxes" (n, 4) xyxy pixels, "labels" (n,)
 SMALLEST = 1e-6  # pixels: an object's side, before its logarithm
 
 
-class LossHyp(Protocol):
-    """The hyperparameters that the YOLOv3 loss and its assignment use."""
-
-    @property
-    def giou(self) -> float: ...
-    @property
-    def xy(self) -> float: ...
-    @property
-    def wh(self) -> float: ...
-    @property
-    def xywh(self) -> int: ...
-    @property
-    def obj(self) -> float: ...
-    @property
-    def obj_pw(self) -> float: ...
-    @property
-    def cls(self) -> float: ...
-    @property
-    def cls_pw(self) -> float: ...
-    @property
-    def iou_t(self) -> float: ...
-    @property
-    def best_anchor(self) -> int: ...
-
-
-class Yolov3Loss(nn.Module):
+class Yolov3Loss(DenseLoss):
     """Parts "giou" (or "xy" and "wh"), "obj" and "cls", each added up over the levels of the head.
 
     The rule of 2019: on each level the mean over its positives (objectness: over all its cells and
@@ -64,22 +39,13 @@ class Yolov3Loss(nn.Module):
     gains mean what they did.
     """
 
-    def __init__(self, network: Darknet, hyp: LossHyp) -> None:
-        super().__init__()
-        self.hyp = hyp
-        self.use_l1 = False  # has no L1 part
+    def __init__(self, network: Darknet, hyp: Hyp) -> None:
+        super().__init__(hyp)
         self._network = (network,)  # in a tuple: the loss has no parameters of its own
-
-    def forward(self, raw: Sequence[Tensor], targets: Targets) -> dict[str, Tensor]:
-        """The parts of `sums` divided by the number of images, and their sum as "total"."""
-        sums, count = self.sums(raw, targets)
-        parts = {name: value / count.clamp(min=1) for name, value in sums.items()}
-        return {**parts, "total": torch.stack(tuple(parts.values())).sum()}
 
     def sums(self, raw: Sequence[Tensor], targets: Targets) -> tuple[dict[str, Tensor], Tensor]:
         """Gain-weighted sums over the images, and the number of images.
-
-        Computed in float32 whatever the autocast state; 0-dim tensors.
+        See `DenseLoss.sums`.
         """
         (network,) = self._network
         with torch.autocast(raw[0].device.type, enabled=False):

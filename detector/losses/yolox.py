@@ -6,63 +6,31 @@ Letters: B images, P points, C classes, n positives.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from detector.assign import Level, Matches, PaddedTargets, pad_targets, simota
 from detector.boxes import cxcywh_to_xyxy, elementwise_iou, xyxy_to_cxcywh
+from detector.config import Hyp
+from detector.losses.dense import DenseLoss, Targets
 from detector.models.yolox import flatten_raw, make_grid, raw_to_cxcywh
 
-Targets = Sequence[dict[str, Tensor]]  # per image: "boxes" (n, 4) xyxy pixels, "labels" (n,)
 
-
-class LossHyp(Protocol):
-    """The hyperparameters that the YOLOX loss and its assignment use."""
-
-    @property
-    def box(self) -> float: ...
-    @property
-    def obj(self) -> float: ...
-    @property
-    def cls(self) -> float: ...
-    @property
-    def l1(self) -> float: ...
-    @property
-    def center_radius(self) -> float: ...
-    @property
-    def topk(self) -> int: ...
-    @property
-    def iou_cost(self) -> float: ...
-    @property
-    def cls_cost(self) -> float: ...
-
-
-class YoloxLoss(nn.Module):
+class YoloxLoss(DenseLoss):
     """IoU, objectness, class and (late in training) L1 loss on SimOTA's positives.
 
     `use_l1` turns the L1 part on: the last epochs, without mosaic, fit the boxes tightly.
     """
 
-    def __init__(self, strides: Sequence[int], hyp: LossHyp) -> None:
-        super().__init__()
+    def __init__(self, strides: Sequence[int], hyp: Hyp) -> None:
+        super().__init__(hyp)
         self.strides = tuple(strides)
-        self.hyp = hyp
-        self.use_l1 = False
-
-    def forward(self, raw: Sequence[Tensor], targets: Targets) -> dict[str, Tensor]:
-        """The parts of `sums` divided by max(positives, 1), and their sum as "total"."""
-        sums, count = self.sums(raw, targets)
-        parts = {name: value / count.clamp(min=1) for name, value in sums.items()}
-        return {**parts, "total": torch.stack(tuple(parts.values())).sum()}
 
     def sums(self, raw: Sequence[Tensor], targets: Targets) -> tuple[dict[str, Tensor], Tensor]:
         """Gain-weighted sums "box", "obj", "cls" and perhaps "l1", and the number of positives.
-
-        Sums and counts of several micro-batches add up to those of one large batch. Computed in
-        float32 whatever the autocast state; 0-dim tensors.
+        See `DenseLoss.sums`.
         """
         with torch.autocast(raw[0].device.type, enabled=False):
             table = flatten_raw(raw)  # (B, P, 5 + C)

@@ -1,7 +1,8 @@
 """Which prediction learns which object, one file per rule."""
 
 from detector.assign.anchors import AnchorLevel, AnchorMatches, match_anchors, shape_iou
-from detector.assign.simota import Level, Matches, PaddedTargets, pad_targets, simota
+from detector.assign.simota import Level, simota
+from detector.assign.targets import Matches, PaddedTargets, pad_targets
 from detector.assign.task_aligned import Aligned, aligned
 
 __all__ = [

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from detector.assign.simota import PaddedTargets
+from detector.assign.targets import PaddedTargets
 from detector.boxes import EPS
 
 

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from detector.assign.targets import Matches, PaddedTargets, image_groups
 from detector.boxes import box_iou
 
 OUTSIDE_COST = 1e6  # for a point that is a candidate of another object only
-MAX_PAIRS = 1 << 22  # pairs (image, target, candidate) in memory at once
 
 
 class Level(NamedTuple):
@@ -28,44 +28,12 @@ class Level(NamedTuple):
     stride: int
 
 
-class PaddedTargets(NamedTuple):
-    """The targets of a batch in rectangular tensors; `counts[b]` rows of image b are real."""
-
-    boxes: Tensor  # (B, T, 4) float32 xyxy pixels
-    labels: Tensor  # (B, T) int64
-    counts: list[int]
-
-
-class Matches(NamedTuple):
-    """The positives: row i says that point `point[i]` of image `image[i]` learns `target[i]`."""
-
-    image: Tensor  # (n,) int64
-    point: Tensor  # (n,) int64, 0 .. P - 1
-    target: Tensor  # (n,) int64, index among the targets of that image
-
-
 class Candidates(NamedTuple):
     """The points of an image that lie near at least one of its targets, each in one slot."""
 
     point: Tensor  # (B, M) int64: the point in each slot
     filled: Tensor  # (B, M) bool: False for padding
     own: Tensor  # (B, T, K) int64: slots of the points near this very target, M for none
-
-
-def pad_targets(targets: Sequence[dict[str, Tensor]], device: torch.device | str) -> PaddedTargets:
-    """Stack per-image targets {"boxes": (n, 4), "labels": (n,)}; zeros fill the missing rows."""
-    counts = [len(target["labels"]) for target in targets]
-    most = max(counts, default=0)
-    boxes = torch.zeros(len(counts) * most, 4, device=device)
-    labels = torch.zeros(len(counts) * most, dtype=torch.int64, device=device)
-    filled = [target for target, count in zip(targets, counts, strict=True) if count]
-    if filled:
-        # All rows go to their places at once: one call for the batch, not one an image.
-        real = torch.arange(most) < torch.tensor(counts)[:, None]
-        rows = real.flatten().nonzero()[:, 0].to(device, non_blocking=True)
-        boxes[rows] = torch.cat([target["boxes"] for target in filled]).to(boxes)
-        labels[rows] = torch.cat([target["labels"] for target in filled]).to(labels)
-    return PaddedTargets(boxes.view(len(counts), most, 4), labels.view(len(counts), most), counts)
 
 
 @torch.no_grad()
@@ -97,17 +65,8 @@ def simota(
     device, most = pred_boxes.device, max(targets.counts, default=0)
     num_points = sum(level.height * level.width for level in levels)
     per_target = 1 + len(levels) * math.ceil(2 * center_radius) ** 2
-    group = max(1, MAX_PAIRS // max(1, most * min(num_points, most * per_target)))
     parts = [torch.zeros(3, 0, dtype=torch.int64, device=device)]
-    for first in range(0, len(targets.counts), group):
-        images = slice(first, first + group)
-        counts = targets.counts[images]
-        most = max(counts)
-        if not most:
-            continue
-        boxes, labels = targets.boxes[images, :most], targets.labels[images, :most]
-        real = torch.arange(most) < torch.tensor(counts)[:, None]
-        valid = real.to(device, non_blocking=True)  # (B, T)
+    for images, boxes, labels, valid in image_groups(targets, min(num_points, most * per_target)):
         near = _find_candidates(boxes, valid, levels, center_radius)
         candidates = _gather_predictions(pred_boxes[images], logits[images], near)
         iou = box_iou(boxes, candidates[0])  # (B, T, M)
@@ -118,7 +77,9 @@ def simota(
         owner = _match(iou, cost, valid, min(topk, cost.shape[2]))
         owner = _rescue(owner, cost, near.own, valid)  # (B, M)
         image, slot = (owner >= 0).nonzero(as_tuple=True)
-        parts.append(torch.stack((image + first, near.point[image, slot], owner[image, slot])))
+        parts.append(
+            torch.stack((image + images.start, near.point[image, slot], owner[image, slot]))
+        )
     return Matches(*torch.cat(parts, dim=1).unbind(0))
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from detector.assign.simota import MAX_PAIRS, Matches, PaddedTargets
+from detector.assign.targets import Matches, PaddedTargets, image_groups
 from detector.boxes import box_iou
 
 MIN_QUALITY = 0.1  # of an object's best point: a box that is far off learns, too
@@ -48,26 +48,18 @@ def aligned(
         targets: the batch from `pad_targets`.
         points: (P, 2) centres of the cells, pixels.
     """
-    device, most = pred_boxes.device, max(targets.counts, default=0)
-    group = max(1, MAX_PAIRS // max(1, most * len(points)))
+    device = pred_boxes.device
     rows = [torch.zeros(3, 0, dtype=torch.int64, device=device)]
     qualities = [torch.zeros(0, device=device)]
-    for first in range(0, len(targets.counts), group):
-        images = slice(first, first + group)
-        counts = targets.counts[images]
-        most = max(counts)
-        if not most:
-            continue
-        boxes, labels = targets.boxes[images, :most], targets.labels[images, :most]
-        real = torch.arange(most) < torch.tensor(counts)[:, None]
-        candidate = _candidates(boxes, real.to(device, non_blocking=True), points)
+    for images, boxes, labels, valid in image_groups(targets, len(points)):
+        candidate = _candidates(boxes, valid, points)
         iou = box_iou(boxes, pred_boxes[images].float().nan_to_num(0).clamp(-1e7, 1e7))
         scores = logits[images].float().nan_to_num(0).sigmoid().transpose(1, 2)  # (B, C, P)
         image = torch.arange(len(labels), device=device)[:, None]
         metric = scores[image, labels].pow_(cls_power).mul_(iou.pow(iou_power))  # (B, T, P)
         chosen = _best(metric, candidate, min(topk, len(points)))
         image, point, target, quality = _settle(chosen, metric, iou)
-        rows.append(torch.stack((image + first, point, target)))
+        rows.append(torch.stack((image + images.start, point, target)))
         qualities.append(quality)
     return Aligned(Matches(*torch.cat(rows, dim=1).unbind(0)), torch.cat(qualities))
 

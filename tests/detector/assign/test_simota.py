@@ -4,7 +4,6 @@ The brute force is the plain rule of the paper with Python loops over targets an
 """
 
 import math
-from importlib import import_module
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ import torchvision.ops as ops
 from torch import Tensor
 
 from detector.assign import Level, Matches, PaddedTargets, pad_targets, simota
+from detector.assign import targets as targets_module
 
 SIDE = 128
 LEVELS = [Level(SIDE // stride, SIDE // stride, stride) for stride in (8, 16, 32)]
@@ -234,9 +234,7 @@ def test_each_image_is_assigned_as_if_it_were_alone(monkeypatch: pytest.MonkeyPa
     for image, target in enumerate(targets):
         alone = run(boxes[image : image + 1], logits[image : image + 1], [target])
         assert as_sets(alone, 1)[0] == together[image]
-    monkeypatch.setattr(
-        import_module("detector.assign.simota"), "MAX_PAIRS", 1
-    )  # one image at a time
+    monkeypatch.setattr(targets_module, "MAX_PAIRS", 1)  # one image at a time
     assert as_sets(run(boxes, logits, targets), len(counts)) == together
 
 

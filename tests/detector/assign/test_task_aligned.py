@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from detector.assign import Aligned, aligned, pad_targets, task_aligned
+from detector.assign import Aligned, aligned, pad_targets
+from detector.assign import targets as targets_module
+from detector.assign.task_aligned import MIN_QUALITY
 from detector.boxes import elementwise_iou
 
 POWERS = {"cls_power": 0.5, "iou_power": 6.0}
@@ -90,7 +92,7 @@ def test_an_object_between_the_points_takes_the_nearest_and_learns_something() -
     boxes = torch.cat((points + 100, points + 110), dim=1)[None]  # all far off: IoU 0
     target = {"boxes": torch.tensor([[6.0, 6, 8, 8]]), "labels": torch.tensor([0])}
     found = as_dict(assign(boxes, torch.zeros(1, len(points), 1), [target], points, topk=5))
-    assert found == {(0, 16): (0, pytest.approx(task_aligned.MIN_QUALITY))}
+    assert found == {(0, 16): (0, pytest.approx(MIN_QUALITY))}
 
 
 def brute_force(
@@ -122,7 +124,7 @@ def brute_force(
             owned.setdefault(name, []).append((index, metric, iou))
         for name, members in owned.items():
             top = max(metric for _, metric, _ in members)
-            top_iou = max(max(iou for _, _, iou in members), task_aligned.MIN_QUALITY)
+            top_iou = max(max(iou for _, _, iou in members), MIN_QUALITY)
             for index, metric, _ in members:
                 result[image, index] = (name, metric / top * top_iou if top else top_iou)
     return result
@@ -152,7 +154,7 @@ def test_images_of_a_batch_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert whole.matches.point.tolist() == [int(p) for one in alone for p in one.matches.point]
     torch.testing.assert_close(whole.quality, torch.cat([one.quality for one in alone]))
-    monkeypatch.setattr(task_aligned, "MAX_PAIRS", 1)  # one image at a time
+    monkeypatch.setattr(targets_module, "MAX_PAIRS", 1)  # one image at a time
     assert torch.equal(assign(boxes, logits, targets, points, 13).quality, whole.quality)
 
 

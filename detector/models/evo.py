@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from detector.errors import ConfigError, did_you_mean
 from detector.models.blocks import BaseConv, SPPBottleneck
-from detector.models.yolox import PRIOR, STRIDES, check_sides, positive_number
+from detector.models.spelling import read_number, read_options
+from detector.models.yolox import LIMITS, PRIOR, STRIDES, check_sides
 
 MAX_LOG_DISTANCE = 10.0  # 22,000 cells: no number of a diverging network is infinite
 GREY, CONTRAST = 114.0, 64.0  # pixels are centred on the padding's grey, and scaled
@@ -32,12 +32,6 @@ class EvoShape:
     depth: float = 1.0
     width: float = 1.0
     input_size: int = 640  # pixels: the size the network is meant for; any multiple of 32 works
-
-    def __post_init__(self) -> None:
-        for field, low in (("depth", 0.01), ("width", 0.05)):
-            value = getattr(self, field)
-            if not low <= value <= 4:
-                raise ConfigError(f"evo: {field}={value} must lie between {low} and 4")
 
     @property
     def channels(self) -> tuple[int, int, int, int, int]:
@@ -62,15 +56,8 @@ class EvoShape:
             ConfigError: unknown key or a value of the wrong kind; `name` is quoted in the message.
         """
         values = {"depth": 1.0, "width": 1.0}
-        for option in filter(None, options.replace(" ", "").split(",")):
-            key, _, text = option.partition("=")
-            if key not in values:
-                hint = did_you_mean(key, values)
-                raise ConfigError(f"model={name}: {key} is not an option of evo{hint}")
-            number = positive_number(text)
-            if number is None:
-                raise ConfigError(f"model={name}: {key}={text} must be a positive number")
-            values[key] = number
+        for key, text in read_options(options, values, "evo", name).items():
+            values[key] = read_number(key, text, name, LIMITS[key])
         return cls(values["depth"], values["width"])
 
 

@@ -26,6 +26,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from detector.errors import ConfigError, did_you_mean
 from detector.models.blocks import IMAGENET_MEAN, PixelScaling
+from detector.models.spelling import read_options
 
 NAMES = tuple(list_models(module=detection, exclude=["maskrcnn*", "keypointrcnn*"]))
 BACKBONES = tuple(list_models(module=library, include=["resn*", "wide_resnet*", "mobilenet*"]))
@@ -79,11 +80,7 @@ def build(name: str, num_classes: int) -> nn.Module:
 def _read_options(kind: str, options: str, name: str) -> Parts:
     values: dict[str, Any] = {}
     allowed = ("backbone", "channels") if kind == "fcos" else ("backbone", "channels", "anchor")
-    for option in filter(None, options.replace(" ", "").split(",")):
-        key, _, value = option.partition("=")
-        if key not in allowed:
-            hint = did_you_mean(key, allowed)
-            raise ConfigError(f"model={name}: {key} is not an option of {kind}{hint}")
+    for key, value in read_options(options, allowed, kind, name).items():
         if key == "backbone":
             values[key] = value.replace("-", "_")
             if values[key] not in BACKBONES:

@@ -3,7 +3,6 @@
 Source: Redmon and Farhadi 2018 (arXiv 1804.02767); anchors and masks as in the published files.
 """
 
-import math
 from dataclasses import dataclass
 
 from detector.errors import ConfigError, did_you_mean
@@ -19,6 +18,7 @@ from detector.models.darknet_blocks import (
     Yolo,
     shapes_of,
 )
+from detector.models.spelling import read_number, read_options
 
 ANCHORS = (
     ((10, 13), (16, 30), (33, 23)),
@@ -33,6 +33,7 @@ CLASSES = 80
 REPEATS = (1, 2, 8, 8, 4)  # residual blocks at strides 2, 4, 8, 16, 32
 SPP_WINDOWS = (5, 9, 13)  # cells
 SIDE = 416  # pixels
+LIMITS = (0.03, 4.0)  # of a smaller relative's width and depth
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,8 @@ class Scale:
     @classmethod
     def from_options(cls, options: str, name: str) -> "Scale":
         """Read `width=0.25,depth=0.5`; what is missing is 1. Raises: ConfigError naming `name`."""
-        found = {"width": 1.0, "depth": 1.0}
-        for option in filter(None, options.replace(" ", "").split(",")):
-            key, _, text = option.partition("=")
-            if key not in found:
-                hint = did_you_mean(key, found)
-                raise ConfigError(f"model={name}: {key} is not an option of yolov3{hint}")
-            try:
-                found[key] = float(text)
-            except ValueError:
-                found[key] = math.nan
-            if not 0.03 <= found[key] <= 4:
-                raise ConfigError(f"model={name}: {key}={text} must be a number from 0.03 to 4")
+        given = read_options(options, ("width", "depth"), "yolov3", name)
+        found = {key: read_number(key, text, name, LIMITS) for key, text in given.items()}
         return cls(**found)
 
     def suffix(self) -> str:

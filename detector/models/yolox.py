@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detector.errors import ConfigError, did_you_mean
+from detector.errors import ConfigError
 from detector.models import darknet53
 from detector.models.blocks import (
     IMAGENET_MEAN,
@@ -26,8 +26,10 @@ from detector.models.blocks import (
     SPPBottleneck,
     conv_block,
 )
+from detector.models.spelling import read_number, read_options
 
 STRIDES = (8, 16, 32)
+LIMITS = {"depth": (0.01, 4.0), "width": (0.05, 4.0)}  # what a free spelling may ask for
 # What a YOLOX takes: pixels of 0 to 255 in this order, as they are or normalised inside.
 CONVENTIONS = ("bgr-255", "rgb-imagenet")  # the present one of YOLOX, and that of version 0.1.0
 PRIOR = 0.01  # probability that a fresh head gives to every class and to "object"
@@ -43,12 +45,6 @@ class YoloxShape:
     input_size: int = 640  # pixels: the size the network is meant for; any multiple of 32 works
     darknet: bool = False  # Darknet-53 instead of the CSPDarknet of this depth and width
     convention: str = CONVENTIONS[0]
-
-    def __post_init__(self) -> None:
-        for field, low in (("depth", 0.01), ("width", 0.05)):
-            value = getattr(self, field)
-            if not low <= value <= 4:
-                raise ConfigError(f"yolox: {field}={value} must lie between {low} and 4")
 
     @property
     def channels(self) -> tuple[int, int, int, int, int]:
@@ -77,34 +73,19 @@ class YoloxShape:
             ConfigError: a key that is not allowed or a value of the wrong kind; `name` is quoted.
         """
         changes: dict[str, Any] = {}
-        for option in filter(None, options.replace(" ", "").split(",")):
-            key, _, value = option.partition("=")
-            if key not in allowed:
-                hint = did_you_mean(key, allowed)
-                raise ConfigError(f"model={name}: {key} is not an option of yolox{hint}")
-            if key == "depthwise" and value in ("true", "false"):
-                changes[key] = value == "true"
-            elif key == "depthwise":
-                raise ConfigError(f"model={name}: depthwise={value} must be true or false")
-            elif key == "input" and value in CONVENTIONS:
-                changes["convention"] = value
+        for key, text in read_options(options, allowed, "yolox", name).items():
+            if key == "depthwise":
+                if text not in ("true", "false"):
+                    raise ConfigError(f"model={name}: depthwise={text} must be true or false")
+                changes[key] = text == "true"
             elif key == "input":
-                known = " or ".join(CONVENTIONS)
-                raise ConfigError(f"model={name}: input={value} must be {known}")
+                if text not in CONVENTIONS:
+                    known = " or ".join(CONVENTIONS)
+                    raise ConfigError(f"model={name}: input={text} must be {known}")
+                changes["convention"] = text
             else:
-                changes[key] = positive_number(value)
-                if changes[key] is None:
-                    raise ConfigError(f"model={name}: {key}={value} must be a positive number")
+                changes[key] = read_number(key, text, name, LIMITS[key])
         return replace(self, **changes)
-
-
-def positive_number(text: str) -> float | None:
-    """The number that `text` spells, or None."""
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and number > 0 else None
 
 
 class CSPDarknet(nn.Module):

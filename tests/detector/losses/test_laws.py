@@ -78,6 +78,21 @@ def test_parts_are_sums_over_the_count_and_total_is_their_sum(
 
 
 @every_case
+def test_a_gain_multiplies_its_own_part_only(
+    case: str, maps: Maps, random_objects: Callable
+) -> None:
+    raw, targets = maps(2, 2), random_objects([4, 2], seed=3)
+    _, loss = network_and_loss(case)
+    plain, hyp = loss.sums(raw, targets)[0], loss.hyp
+    for gain in plain:  # a part has the name of its gain
+        loss.hyp = replace(hyp, **{gain: 2 * getattr(hyp, gain)})
+        doubled = loss.sums(raw, targets)[0]
+        for part, value in plain.items():
+            assert value > 0
+            torch.testing.assert_close(doubled[part], value * (2 if part == gain else 1))
+
+
+@every_case
 @pytest.mark.parametrize("counts", [[0, 2], [1, 130], [40, 0], [0, 0]])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 8.0])
 def test_gradients_are_finite(

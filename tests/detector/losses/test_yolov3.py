@@ -224,24 +224,6 @@ def test_a_plain_loop_gives_the_same_loss_and_gradients(
 
 
 @pytest.mark.parametrize(
-    ("name", "part"),
-    [("giou", "giou"), ("obj", "obj"), ("cls", "cls"), ("xy", "xy"), ("wh", "wh")],
-)
-def test_a_gain_multiplies_its_own_part_only(
-    name: str, part: str, maps: Callable, objects: Callable
-) -> None:
-    raw, targets = (
-        maps(2, seed=2),
-        objects([4, 2], seed=3),
-    )
-    hyp = replace(VALUES, xywh=int(name in ("xy", "wh")))
-    plain = Yolov3Loss(two_maps(), hyp).sums(raw, targets)[0]
-    doubled = Yolov3Loss(two_maps(), replace(hyp, **{name: 2.0})).sums(raw, targets)[0]
-    for key in plain:
-        torch.testing.assert_close(doubled[key], plain[key] * (2 if key == part else 1))
-
-
-@pytest.mark.parametrize(
     ("name", "value", "xywh", "acts"),
     [
         ("giou", 2.0, 0, True),

@@ -143,8 +143,8 @@ def test_an_uneven_width_still_fits_together() -> None:
     [
         ("evo-nana", "model=evo-nana is not a known network; did you mean evo-nano?"),
         ("evo:widht=1", "model=evo:widht=1: widht is not an option of evo; did you mean width"),
-        ("evo:width=wide", "width=wide must be a positive number"),
-        ("evo:depth=9", "depth=9.0 must lie between 0.01 and 4"),
+        ("evo:width=wide", "width=wide must be a number from 0.05 to 4"),
+        ("evo:depth=9", "depth=9 must be a number from 0.01 to 4"),
         ("evo:depthwise=true", "depthwise is not an option of evo"),
     ],
 )

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evolve.config import StudyConfig
 from evolve.confirm import CONFIDENCE, Gain, paired_gain, student_t
+from evolve.description import description_of
 from evolve.errors import StudyError
 from evolve.record import CONFIRM, fitness, kind_of, seconds_of
 from evolve.space import Space
@@ -119,7 +120,8 @@ def compare_studies(config: StudyConfig, first: str, second: str) -> Comparison:
 
 def compared(a: Side, b: Side) -> Comparison:
     """Compare two opened studies."""
-    differences = differing(_settings(a), _settings(b))
+    ours, theirs = _settings(a, b)
+    differences = differing(ours, theirs)
     gain, method = gain_of(a, b)
     incomparable = [name for name in differences if name.split(".")[0] in ("fitness", "objective")]
     why = ""
@@ -231,10 +233,16 @@ def _opened(config: StudyConfig, source: str, name: str) -> Side:
     return side_of(own, load_study(own), name)
 
 
-def _settings(side: Side) -> dict[str, Any]:
-    """Return what a study was run with, in JSON types, and its data's digests if they are known."""
-    identity: dict[str, Any] = json.loads(json.dumps(side.config.identity(), default=str))
-    return {**identity, "confirm": dataclasses.asdict(side.config.confirm)}
+def _settings(*sides: Side) -> list[dict[str, Any]]:
+    """Return what studies were run with, in JSON types, and what all of them describe (data)."""
+    told = [description_of(side.study) for side in sides]
+    known = set.intersection(*(set(facts) for facts in told))
+    found = []
+    for side, facts in zip(sides, told, strict=True):
+        identity: dict[str, Any] = json.loads(json.dumps(side.config.identity(), default=str))
+        own = {name: facts[name] for name in facts if name in known - identity["settings"].keys()}
+        found.append({**own, **identity, "confirm": dataclasses.asdict(side.config.confirm)})
+    return found
 
 
 def _rows(a: Side, b: Side) -> list[tuple[str, str, str]]:

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from optuna import Study, Trial
 from optuna.trial import FrozenTrial, TrialState
 
 from evolve.choice import recommended
 from evolve.config import StudyConfig
+from evolve.description import keep_description
 from evolve.display import Display
 from evolve.errors import ConfigError, RunFailed
 from evolve.fidelity import may_be_pruned
@@ -277,9 +279,16 @@ class Runner:
         if state != TrialState.FAIL:
             self._failures.clear()
         directory = self.directory(trial.number)
+        self._keep_description(frozen, outcome.description)
         self._tracker.trial_finished(frozen, directory, outcome.description)
         self._drop_weights()
         self._display.trial_finished(frozen)
+
+    def _keep_description(self, trial: FrozenTrial, description: dict[str, Any]) -> None:
+        facts = {"strategy": self.config.strategy.name, "workers": self._pool.size}
+        warning = keep_description(self.study, trial, description, **facts)
+        if warning:
+            self._display.notice(f"the data changed under the study: {warning}")
 
     def _frozen(self, trial: Trial) -> FrozenTrial:
         return self.study._storage.get_trial(trial._trial_id)

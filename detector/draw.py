@@ -52,7 +52,7 @@ def draw_detections(
     """
     canvas = np.ascontiguousarray(image).copy()
     size = canvas.shape[:2]
-    line = max(1, round(sum(size) / 640))
+    line = max(1, min(2, round(sum(size) / 300)), round(sum(size) / 640))
     order = np.arange(len(boxes)) if scores is None else np.argsort(-scores, kind="stable")
     corners = [_pixels(boxes[i], size) for i in order]
     colours = [class_colour(int(labels[i])) for i in order]

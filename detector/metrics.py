@@ -101,6 +101,13 @@ class DetectionMetrics:
         values = {row.label: row.ap50_95 for row in self.classes}
         return [values.get(label, 0.0) for label in range(len(self.confusion) - 1)]
 
+    def per_class(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Return AP50-95, AP50 and the number of objects of each class that has some, by name."""
+        return {
+            names[row.label]: {"AP50-95": row.ap50_95, "AP50": row.ap50, "objects": row.targets}
+            for row in self.classes
+        }
+
 
 def fitness(metrics: Mapping[str, float], weights: Mapping[str, float]) -> float:
     """Return the weighted sum of `metrics`.
@@ -163,6 +170,17 @@ def evaluate_detections(
         curves=_curves(found, whole, grid50),
         coco=_coco_numbers(found, targets, pairs, whole, ap) if by_size else {},
     )
+
+
+def count_hits(truth: Truth, found: Prediction, num_classes: int) -> tuple[int, int, int]:
+    """Return the hits and misses of one image's predictions at IoU 0.5, and its objects."""
+    targets = flatten_truths([truth], num_classes)
+    flat = flatten_predictions([found], num_classes, 100)
+    pairs = overlapping_pairs(
+        flat.group, flat.boxes, targets.group, targets.boxes, targets.crowd, IOU_THRESHOLDS[0]
+    )
+    verdict = judge(flat, targets, pairs, ALL_AREAS)
+    return int(verdict.hit[0].sum()), int(verdict.miss[0].sum()), int(verdict.positives.sum())
 
 
 # ---- numbers

@@ -1,23 +1,26 @@
 """Pictures of a training to look at: what the network is shown, and what it finds."""
 
+import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
-from detector.checkpoint import load_model
-from detector.config import Hyp, TrainConfig
-from detector.data.description import load_data, read_split
 from detector.data.loader import Batch
-from detector.distributed import choose_device
+from detector.data.sample import Sample
 from detector.draw import Tile, draw_grid
-from detector.families import build_family
+from detector.families import Family
 from detector.finding import Originals, Settings, find_objects
+from detector.metrics import Truth, count_hits
 
-MOST = 16  # pictures on a sheet
-CELL = (320, 320)  # height and width of one, pixels
-CONFIDENCE = 0.25  # least score of a detection that is shown
+FOUND = "pictures/detections.jpg"  # in the folder of a run
+MOST = 16  # pictures on a sheet of a batch
+EXAMPLES = 3  # validation pictures on a sheet of detections
+CELL = (320, 320)  # height and width of a picture on a sheet, pixels
+QUALITY = 88  # of a JPEG
 
 
 def draw_batch(batch: Batch, names: Sequence[str], path: Path) -> None:
@@ -27,22 +30,62 @@ def draw_batch(batch: Batch, names: Sequence[str], path: Path) -> None:
         boxes, labels = target["boxes"].cpu().numpy(), target["labels"].cpu().numpy()
         pixels = np.ascontiguousarray(image.cpu().numpy().transpose(1, 2, 0)).astype(np.uint8)
         tiles.append(Tile(pixels, boxes, labels, None, f"{number + 1}: {len(boxes)} objects"))
-    sheet = draw_grid(tiles[:MOST], names, columns=min(4, len(tiles)), cell=CELL)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), sheet)
+    _write(path, tiles[:MOST], names, columns=min(4, len(tiles)))
 
 
-def draw_found(checkpoint: Path, config: TrainConfig, path: Path) -> None:
-    """Write a sheet of validation pictures: the objects they have, and those that are found."""
-    device = choose_device(config.device)
-    data = load_data(config.data)
-    samples = read_split(data, "val")[: MOST // 2]
-    loaded = load_model(checkpoint, device)
-    family, images = build_family(loaded.model, Hyp()), Originals(samples)
-    settings = Settings(config.imgsz, len(samples), conf=CONFIDENCE)
+def draw_found(
+    family: Family,
+    samples: Sequence[Sample],
+    names: Sequence[str],
+    path: Path,
+    settings: Settings,
+    device: torch.device,
+) -> None:
+    """Write a sheet of validation pictures: at the left their objects, at the right what is found.
+
+    The pictures are the same for every training on the same data. `family` is in eval mode.
+    """
+    shown = typical(samples)
+    images, settings = Originals(shown), replace(settings, batch=max(1, len(shown)))
+    predictions = find_objects(family, shown, images, settings, device)
     tiles = []
-    for index, found in enumerate(find_objects(family, samples, images, settings, device)):
-        sample, image, name = samples[index], images[index], samples[index].path.name
-        tiles.append(Tile(image, sample.boxes, sample.labels, None, f"{name}: true"))
-        tiles.append(Tile(image, found.boxes, found.labels, found.scores, f"{name}: found"))
-    cv2.imwrite(str(path), draw_grid(tiles, data.names, columns=4, cell=CELL))
+    for index, (sample, one) in enumerate(zip(shown, predictions, strict=True)):
+        truth = Truth(sample.boxes, sample.labels, sample.crowd, sample.difficult)
+        hits, misses, objects = count_hits(truth, one, len(names))
+        image, plural = images[index], "" if objects == 1 else "s"
+        true = f"true: {objects} object{plural} ({sample.path.name})"
+        text = f"found: {hits} of {objects}, {misses} wrong (score {settings.conf:.2f}+)"
+        tiles.append(Tile(image, sample.boxes, sample.labels, None, true))
+        tiles.append(Tile(image, one.boxes, one.labels, one.scores, text))
+    tallest = max((sample.size[0] / sample.size[1] for sample in shown), default=1.0)
+    height = round(CELL[1] * min(max(tallest, 0.5), 1.5))
+    _write(path, tiles, names, columns=2, height=height)
+
+
+def typical(samples: Sequence[Sample], count: int = EXAMPLES) -> list[Sample]:
+    """Return the sample with the most objects, then typical ones that show other classes.
+
+    Typical is a number of objects near the median; of equals the first one. It depends on nothing
+    but the samples.
+    """
+    left = [sample for sample in samples if len(sample.boxes)] or list(samples)
+    if not left:
+        return []
+    middle = statistics.median(len(sample.boxes) for sample in left)
+    chosen = [max(left, key=lambda sample: len(sample.boxes))]
+
+    def worth(sample: Sample) -> tuple[int, float]:
+        seen = {label for one in chosen for label in one.labels.tolist()}
+        return len(set(sample.labels.tolist()) - seen), -abs(len(sample.boxes) - middle)
+
+    while len(chosen) < min(count, len(left)):
+        chosen.append(max((one for one in left if one not in chosen), key=worth))
+    return chosen
+
+
+def _write(
+    path: Path, tiles: Sequence[Tile], names: Sequence[str], columns: int, height: int = CELL[0]
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet = draw_grid(tiles, names, columns=columns, cell=(height, CELL[1]))
+    cv2.imwrite(str(path), sheet, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])

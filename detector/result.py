@@ -1,6 +1,6 @@
 """What a training gives back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -16,3 +16,5 @@ class Result:
     epochs: int  # done, earlier runs that were resumed included
     seconds: float  # of this run
     ended: str  # finished, stopped (by the caller), early stop (patience), interrupted (resumable)
+    # of the last evaluation: {class: {"AP50-95": ..., "AP50": ..., "objects": ...}}
+    per_class: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -6,6 +6,7 @@ learning rate of the step, so no generator and no scheduler has a state of its o
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from detector.checkpoint import LAST, model_content, newest_state, save_state
 from detector.config import Hyp, TrainConfig
 from detector.errors import CheckpointError
-from detector.metrics import METRIC_NAMES
+from detector.metrics import METRIC_NAMES, DetectionMetrics
 from detector.optim import WeightAverage
 
 log = logging.getLogger("detector")
@@ -49,9 +50,14 @@ class TrainingState:
     totals: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=lambda: {"epoch": 0})
-    class_map: list[float] = field(default_factory=list)  # of the last evaluation
+    class_map: list[float] = field(default_factory=list)  # of the last evaluation, like the next
+    per_class: dict[str, dict[str, float]] = field(default_factory=dict)
+    confidence: float = 0.25  # where F1 is best
 
-    COUNTED = ("epochs", "step", "epoch", "epoch_step", "totals", "history", "best", "class_map")
+    COUNTED = (
+        *("epochs", "step", "epoch", "epoch_step", "totals", "history", "best"),
+        *("class_map", "per_class", "confidence"),
+    )
 
     def content(self) -> dict[str, Any]:
         """Return the state as tensors and plain values."""
@@ -74,6 +80,11 @@ class TrainingState:
             if name in content:  # files of earlier versions hold whole epochs only
                 setattr(self, name, content[name])
         self.totals = {name: value.to(device) for name, value in self.totals.items()}
+
+    def evaluated(self, metrics: DetectionMetrics, names: Sequence[str]) -> None:
+        """Keep what the end of a training tells of its last evaluation."""
+        self.class_map, self.per_class = metrics.class_map(), metrics.per_class(names)
+        self.confidence = metrics.confidence
 
     def finish_epoch(self, row: dict[str, Any]) -> None:
         """Count an epoch whose row of results.csv this is; the best is the one of highest fitness.

@@ -66,7 +66,7 @@ from detector.optim import (
     set_norm_momentum,
     set_step,
 )
-from detector.pictures import draw_batch
+from detector.pictures import FOUND, draw_batch, draw_found
 from detector.record import (
     Row,
     epoch_line,
@@ -285,7 +285,8 @@ def train(
             found = evaluate_family(
                 averaged, val_samples, val_cache, settings, data.num_classes, device
             )
-            metrics, state.class_map = found.summary(), found.class_map()
+            metrics = found.summary()
+            state.evaluated(found, data.names)
             row |= metrics | {"fitness": fitness(metrics, config.fitness)}
         if config.val_loss and val_samples:
             row |= reference_losses(average.module, val_samples, val_cache, config, device)
@@ -321,9 +322,13 @@ def train(
         epochs=state.epoch,
         seconds=time.monotonic() - started,
         ended=ended,
+        per_class=state.per_class,
     )
     if is_first():
         write_result(directory / "result.json", result)
+        if state.per_class and ended != "interrupted":
+            own, path = Settings(config.imgsz, conf=state.confidence), directory / FOUND
+            draw_found(averaged, val_samples, data.names, path, own, device)
     release(device)
     return result
 

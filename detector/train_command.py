@@ -29,7 +29,7 @@ from detector.fields import AUTO
 from detector.interrupt import StopOnSignal
 from detector.launch import forget, noted, python_command, run_directory, supervise
 from detector.performance import Stopwatch, final_lines, images_per_second, write_log
-from detector.pictures import draw_found
+from detector.pictures import FOUND
 from detector.plots import plot_training
 from detector.record import summary_lines
 from detector.result import Result
@@ -183,9 +183,8 @@ def _run(
     if options.performance:
         return _timed(config, hyp, watch, result, tracker, options.json)
     plot_training(directory / "results.csv", directory / "results.png")
-    if config.validate:
-        draw_found(result.best_checkpoint, config, directory / "val_batch0.jpg")
-    tracker.finish("FINISHED", [directory / "results.png", directory / "hyp.yaml"])
+    files = ("results.png", "hyp.yaml", FOUND)
+    tracker.finish("FINISHED", [directory / name for name in files])
     for line in summary_lines(result):
         log.info(line)
     return dataclasses.asdict(result)

@@ -19,7 +19,8 @@ from evolve.record import CONFIRM, START, kind_of, value_of
 Points = dict[tuple[str, int], tuple[float, int]]  # (metric, step) -> (value, milliseconds)
 
 TRIAL_FILES = ("config.yaml", "hyp.yaml", "results.csv", "result.json")
-PICTURES = ("pictures/*.png", "plots/*.png", "*.png")
+# of which the first is kept: detections rather than plots, and no training data
+PICTURES = ("pictures/*.jpg", "pictures/*.png", "plots/*.png", "*.png", "val_*.jpg")
 PICTURE_BYTES = 8_000_000
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C: ten times as fast
 FITNESS_CURVE = "fitness_by_epoch"

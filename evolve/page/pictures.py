@@ -4,20 +4,20 @@ import base64
 import io
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from evolve.page.markup import Markup, tag
 from evolve.page.scene import Scene
-from evolve.record import fitness
 
 # detections first; what shows the training data says nothing of the result
 PATTERNS = ("pictures/*.jpg", "pictures/*.png", "val_batch*.jpg", "plots/*.png", "*.jpg", "*.png")
 NOT_RESULTS = ("train_",)
-SIDE = 720  # pixels of the longer side of an embedded picture
+SIZE = (680, 1360)  # width and height of an embedded picture, pixels, at most
 QUALITY = 72  # of its JPEG
-BYTES = 250_000  # of one embedded picture, at most
+BYTES = 300_000  # of one embedded picture, at most
 EACH = 2  # pictures of a configuration
 
 
@@ -51,21 +51,35 @@ def data_uri(path: Path) -> str | None:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def class_metrics(scene: Scene, number: int) -> dict[str, dict[str, float]]:
-    """Return metrics by class name from a trial's result.json; empty if it has none.
+def class_metrics(scene: Scene, number: int) -> tuple[dict[str, dict[str, float]], int]:
+    """Return metrics by class name from result.json, means over the repeats, and of how many runs.
 
-    `{"per_class": {"cat": {"AP": 0.5}}}` and `{"per_class": {"cat": 0.5}}` are understood.
+    `{"per_class": {"cat": {"AP": 0.5, "objects": 12}}}` and `{"per_class": {"cat": 0.5}}` are
+    understood. Without repeats that have some, the trial's own; empty if it has none.
     """
-    for run in _runs(scene, number):
-        try:
-            data = json.loads((scene.folder(run) / "result.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        classes = data.get("per_class") if isinstance(data, dict) else None
-        if isinstance(classes, dict):
-            found = {str(name): _numbers(value) for name, value in classes.items()}
-            return {name: value for name, value in found.items() if value}
-    return {}
+    *repeats, own = (_classes(scene.folder(run) / "result.json") for run in _runs(scene, number))
+    runs = [classes for classes in repeats if classes] or [own]
+    means = {
+        name: {
+            metric: statistics.fmean(run.get(name, {}).get(metric, 0.0) for run in runs)
+            for metric in runs[0][name]
+        }
+        for name in runs[0]
+    }
+    return means, len(runs)
+
+
+def _classes(path: Path) -> dict[str, dict[str, float]]:
+    """Return the metrics by class of one run; empty if it left none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    classes = data.get("per_class") if isinstance(data, dict) else None
+    if not isinstance(classes, dict):
+        return {}
+    found = {str(name): _numbers(value) for name, value in classes.items()}
+    return {name: value for name, value in found.items() if value}
 
 
 def _numbers(value: Any) -> dict[str, float]:
@@ -78,8 +92,8 @@ def _numbers(value: Any) -> dict[str, float]:
 
 
 def _runs(scene: Scene, number: int) -> Sequence[int]:
-    """Return the trials with the values of one, the best repeat first, itself last."""
-    repeats = sorted(scene.runs_of(number), key=lambda trial: -scene.sign * fitness(trial))
+    """Return the trials with the values of one: its repeats in the order of their seeds, itself."""
+    repeats = sorted(scene.runs_of(number), key=lambda one: one.user_attrs.get("repeat", 0))
     return [*(trial.number for trial in repeats), number]
 
 
@@ -102,7 +116,7 @@ def _small_jpeg(path: Path) -> bytes:
 
     with Image.open(path) as image:
         small = image.convert("RGB")
-        small.thumbnail((SIDE, SIDE))
+        small.thumbnail(SIZE)
         memory = io.BytesIO()
         small.save(memory, "JPEG", quality=QUALITY, optimize=True)
     return memory.getvalue()

@@ -17,6 +17,8 @@ from evolve.space import Gene
 from evolve.summary import HYP_BEST
 
 METRICS = 8  # columns of metrics in the table of trials, at most
+CLASSES, CLASS_METRICS = 20, 3  # rows and metrics of the table of classes, at most
+OBJECTS = "objects"  # key of a class's metrics that only counts
 REASONS = 12  # rows of failures
 SHOWN_NUMBERS = 12  # of the trials that failed alike
 LONG = 160  # characters of a reason in the table of trials
@@ -80,28 +82,60 @@ def metrics_table(scene: Scene) -> Markup:
     rows = []
     for name in means[1]:
         before, after = (side.get(name) for side in means)
-        change = "–" if before is None or after is None else signed(after - before)
-        rows.append([tag("b", name), fixed(before), fixed(after), change])
+        rows.append([tag("b", name), fixed(before), fixed(after), _difference(before, after)])
     head = ["metric", "start", "recommended", "difference"]
-    old, new = (len(runs) for runs in sides)
-    note = f"Means over {old} and {new} repeats." if max(old, new) > 1 else "Measured once."
+    note = _runs_text(*map(len, sides))
     found = table(head, rows, "metrics") if rows else ""
     return joined([found, tag("p", note, class_="note")])
 
 
+def _runs_text(old: int, new: int) -> str:
+    if max(old, new) < 2:
+        return "Measured once."
+    each = f"{new} repeats each" if old == new else f"{old} and {new} repeats"
+    return f"Means over {each}."
+
+
+def _difference(before: float | None, after: float | None) -> str:
+    return "–" if before is None or after is None else signed(after - before)
+
+
 def class_table(scene: Scene) -> Markup:
-    """Return the metrics by class of start values and winner, if both left some."""
+    """Return the metrics by class of start values and winner, if both left some.
+
+    Of many classes those that changed most are shown.
+    """
     if scene.winner is None or scene.start is None:
         return Markup("")
-    old, new = (class_metrics(scene, t.number) for t in (scene.start, scene.winner))
+    sides = [class_metrics(scene, trial.number) for trial in (scene.start, scene.winner)]
+    old, new = (classes for classes, _ in sides)
+    shared = [name for name in new if name in old]
+    found = dict.fromkeys(metric for name in shared for metric in new[name] if metric in old[name])
+    metrics = [metric for metric in found if metric != OBJECTS][:CLASS_METRICS]
+    if not metrics:
+        return Markup("")
+
+    def change(name: str) -> float:
+        before, after = (side[name].get(metrics[0], math.nan) for side in (old, new))
+        return 0.0 if math.isnan(after - before) else abs(after - before)
+
+    shown = shared
+    if len(shared) > CLASSES:
+        shown = sorted(shared, key=change, reverse=True)[:CLASSES]
+    counted = any(OBJECTS in new[name] for name in shown)
     rows = []
-    for name in (name for name in new if name in old):
-        for metric in (metric for metric in new[name] if metric in old[name]):
-            before, after = old[name][metric], new[name][metric]
-            change = signed(after - before)
-            rows.append([tag("b", name), metric, fixed(before), fixed(after), change])
-    head = ["class", "metric", "start", "recommended", "difference"]
-    return table(head, rows, "metrics") if rows else Markup("")
+    for name in shown:
+        cells = [tag("b", name), *([number(new[name].get(OBJECTS, "–"))] if counted else [])]
+        for metric in metrics:
+            before, after = old[name].get(metric), new[name].get(metric)
+            cells += [fixed(before), fixed(after), _difference(before, after)]
+        rows.append(cells)
+    head = ["class", *(["objects"] if counted else [])]
+    head += [text for name in metrics for text in (f"{name}: start", "recommended", "difference")]
+    text = _runs_text(*(runs for _, runs in sides))
+    if len(shown) < len(shared):
+        text += f" {len(shown)} of {len(shared)} classes, those that changed most."
+    return joined([table(head, rows, "classes"), tag("p", text, class_="note")])
 
 
 def _runs(scene: Scene, trial: FrozenTrial | None) -> list[FrozenTrial]:

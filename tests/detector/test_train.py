@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ def test_a_run_leaves_all_its_files(tiny_set: Path, tmp_path: Path) -> None:
     assert resolve({}, tmp_path / "run" / "hyp.yaml") == (config, hyp)
     written = json.loads((tmp_path / "run" / "result.json").read_text())
     assert written["metrics"] == result.metrics
+    assert written["per_class"] == result.per_class
+    assert set(result.per_class) <= {"square", "disc"}
+    mean = statistics.fmean(row["AP50-95"] for row in result.per_class.values())
+    assert mean == pytest.approx(result.metrics["mAP50-95"])
+    assert (tmp_path / "run" / "pictures" / "detections.jpg").is_file()
     assert load_model(result.best_checkpoint).names == ("square", "disc")
     assert "state" not in read_checkpoint(result.best_checkpoint)
 
@@ -137,7 +143,7 @@ def test_resuming_a_finished_run_returns_its_result(tiny_set: Path, tmp_path: Pa
     config, hyp = settings(tiny_set)
     first = train(config, hyp, tmp_path / "run")
     again = train(config, hyp, tmp_path / "run", resume=True)
-    assert again.metrics == first.metrics
+    assert (again.metrics, again.per_class) == (first.metrics, first.per_class)
     assert again.epochs == 2
 
 

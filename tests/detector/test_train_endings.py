@@ -261,7 +261,7 @@ def test_a_performance_run_prints_its_speed(
 def test_pictures_and_curves_are_drawn(tiny_set: Path) -> None:
     assert main(command(tiny_set, "--epochs", "1", "--name", "a", "--tensorboard")) == 0
     run = Path("runs/train/a")
-    for name in ("train_batch0.jpg", "val_batch0.jpg", "results.png"):
+    for name in ("train_batch0.jpg", "pictures/detections.jpg", "results.png"):
         picture = cv2.imread(str(run / name))
         assert picture.std() > 10, name
     assert list((run / "tensorboard").glob("events.*"))

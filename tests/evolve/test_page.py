@@ -358,18 +358,54 @@ def test_classes_and_pictures_of_both_sides_stand_side_by_side(
     for number, score in ((0, 0.25), (1, 0.5)):
         folder = tmp_path / "runs/evolve/toy/trials" / str(number)
         (folder / "pictures").mkdir(parents=True)
-        (folder / "result.json").write_text(json.dumps({"per_class": {"cat": {"AP": score}}}))
+        classes = {"cat": {"AP": score, "objects": 12}, "dog": {"AP": 0.125, "objects": 3}}
+        (folder / "result.json").write_text(json.dumps({"per_class": classes}))
         image.new("RGB", (1600, 900), (20, 90, 160)).save(folder / "pictures/found.png")
         image.new("RGB", (8, 8)).save(folder / "train_batch0.jpg")
     page = page_of(config, searched([0.5, 0.9], config))
-    assert "cat AP 0.2500 0.5000 +0.2500" in page.words["values"]
+    words = page.words["values"]
+    assert "class objects AP: start recommended difference" in words
+    assert "cat 12 0.2500 0.5000 +0.2500 dog 3 0.1250 0.1250 +0.0000 Measured once." in words
     sources = [given["src"] for tag, given in page.elements if tag == "img"]
     assert len(sources) == 2
     start = "data:image/jpeg;base64,"
     assert all(source.startswith(start) for source in sources)
     content = base64.b64decode(sources[0].removeprefix(start))
     with image.open(BytesIO(content)) as found:
-        assert found.size == (720, 405)
+        assert found.size == (680, 383)  # 1600 x 900 on 680 columns
+
+
+def test_the_metrics_of_classes_are_means_over_the_repeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = configured(confirm={"finalists": 1, "seeds": 2})
+    scene = scene_for(config, confirmed([0.1, 0.3], config))
+    assert scene.start is not None and scene.winner is not None
+    for side, scores in ((scene.start, (0.25, 0.5)), (scene.winner, (0.5, 0.75))):
+        for run, score in zip(scene.runs_of(side.number), scores, strict=True):
+            scene.folder(run.number).mkdir(parents=True)
+            text = json.dumps({"per_class": {"cat": {"AP": score}}})
+            (scene.folder(run.number) / "result.json").write_text(text)
+    page = Page(tables.class_table(scene))
+    # (0.25 + 0.5) / 2 = 0.375; (0.5 + 0.75) / 2 = 0.625
+    assert "cat 0.3750 0.6250 +0.2500 Means over 2 repeats each." in page.words[""]
+
+
+def test_of_many_classes_those_that_changed_most_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = configured(confirm=0)
+    scene = scene_for(config, searched([0.5, 0.9], config))
+    for number in (0, 1):
+        classes = {f"class{index}": index / 100 * number for index in range(30)}
+        scene.folder(number).mkdir(parents=True)
+        (scene.folder(number) / "result.json").write_text(json.dumps({"per_class": classes}))
+    words = Page(tables.class_table(scene)).words[""]
+    assert words.index("class29") < words.index("class10")
+    assert "class9 " not in words
+    assert "20 of 30 classes, those that changed most" in words
 
 
 # ---- very many trials ------------------------------------------------------------------------

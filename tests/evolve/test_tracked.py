@@ -132,8 +132,9 @@ def test_a_broken_file_is_no_description(tmp_path: Path) -> None:
 
 
 def test_the_first_picture_is_kept_and_weights_are_not(tmp_path: Path) -> None:
-    for name in ("hyp.yaml", "weights/best.pt", "plots/a.png", "pictures/b.png", "pictures/c.png"):
+    pictures = ("train_batch0.jpg", "plots/a.png", "pictures/c.png", "pictures/b.jpg")
+    for name in ("hyp.yaml", "weights/best.pt", *pictures):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     files = [(path.name, place) for path, place in tracked.files_of(tmp_path)]
-    assert files == [("hyp.yaml", None), ("b.png", "pictures")]
+    assert files == [("hyp.yaml", None), ("b.jpg", "pictures")]

@@ -80,7 +80,7 @@ def run_study(config: StudyConfig, display: Display) -> Summary:
                 runner.reopen()
                 search(runner, display)
                 confirm(runner, display)
-            summary = summarise(config, study)
+            summary = replace(summarise(config, study), files=[])  # what this run writes
             write_best(config, study, summary)
         finally:
             _record(config, study, tracker, summary)
@@ -194,7 +194,7 @@ def _record(config: StudyConfig, study: Study, tracker: Tracker, summary: Summar
             from evolve.page.write import write_report  # heavy, and of use at the end only
 
             files = write_report(config, study, summary)
-            summary.files.extend(path for path in files[:1] if path not in summary.files)
+            summary.files.extend(path for path in files[:1])
     except Exception as error:  # a table or a picture costs no study
         log.warning("the study's table or report could not be written: %s", error)
     tracker.finish(study, summary.to_dict() if summary else None)

@@ -35,7 +35,8 @@ from evolve.runner import drop_weights
 from evolve.space import Params
 from evolve.yamlfile import write_yaml
 
-HYP_BEST = Path("hyp/best.yaml")
+HYP_BEST = Path("hyp/best.yaml")  # of the study that ended last, whichever it was
+FILES = ("best.yaml", "report.html")  # of a result, in the study's folder
 TOTAL = "generations"  # user attribute of the study: what its last run was to reach
 
 
@@ -45,7 +46,8 @@ class Summary:
 
     `ended` is why the search ended, empty while it has not; `estimate` what is known of the
     recommended values; `front` the best trade-offs of several `objectives`; `infeasible` the number
-    of complete trials beyond the `limits`.
+    of complete trials beyond the `limits`; `files` those of the result in the study's folder, at
+    the end of a run those that it wrote.
     """
 
     study: str
@@ -132,13 +134,8 @@ def summarise(config: StudyConfig, study: Study) -> Summary:
         front=pareto_front(trials, config.objectives) if config.objectives else [],
         limits=limits_text(config.limits),
         infeasible=sum(not feasible(trial) for trial in ranking(trials)),
-        files=[path for path in _written(config) if path.is_file()],
+        files=[config.directory / name for name in FILES if (config.directory / name).is_file()],
     )
-
-
-def _written(config: StudyConfig) -> tuple[Path, ...]:
-    """Return the files of a result, whether they are there or not."""
-    return config.directory / "best.yaml", HYP_BEST, config.directory / "report.html"
 
 
 def _chosen(
@@ -182,8 +179,7 @@ def write_best(config: StudyConfig, study: Study, summary: Summary) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
-        if path not in summary.files:
-            summary.files.append(path)
+        summary.files.append(path)
     for trial in study.get_trials(deepcopy=False):
         folder = config.directory / "trials" / str(trial.number)
         is_winner = summary.checkpoint is not None and folder in summary.checkpoint.parents

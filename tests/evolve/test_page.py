@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from io import BytesIO
+from io import BytesIO, StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,16 @@ import optuna
 import pytest
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
 
 from evolve.__main__ import main
-from evolve.config import StudyConfig, parse_config
+from evolve.config import StudyConfig, load_config, parse_config
+from evolve.display import Display
 from evolve.gene import Gene
 from evolve.page import axes, charts, markup, scene, tables, timeline, verdict
 from evolve.page.write import page_text, write_report
+from evolve.storage import load_study
+from evolve.study import run_study
 from evolve.summary import summarise
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -454,6 +458,26 @@ def test_run_and_report_write_the_page_and_the_plots(
     assert {Path(name).name for name in files} >= {"trials.csv", "convergence.png", "parallel.png"}
     assert Page(page.read_text(encoding="utf-8")).rows == 3
     assert not list(page.parent.glob(".*.html.*"))
+
+
+def test_a_run_names_only_the_files_that_it_wrote(
+    write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object) -> list[Path]:
+        raise OSError("no space left")
+
+    write_study()
+    folder = Path("runs/evolve/toy")
+    folder.mkdir(parents=True)
+    (folder / "report.html").write_text("of an earlier run")
+    monkeypatch.setattr("evolve.page.write.write_report", fails)
+    config = load_config("evolve.yaml", ["study.generations=1"])
+    summary = run_study(config, Display(Console(file=StringIO())))
+    assert summary.files == [folder / "best.yaml", Path("hyp/best.yaml")]
+    assert summarise(config, load_study(config)).files == [
+        folder / "best.yaml",
+        folder / "report.html",
+    ]
 
 
 def test_the_importance_is_drawn_where_it_is_known(

@@ -12,13 +12,13 @@ from evolve.page.axes import of_gene
 from evolve.page.scene import Scene, place_of
 from evolve.page.traces import AXES, GOOD, shown_lines
 from evolve.record import fitness
-from evolve.report import BLUE, GREEN, GREY, VERMILION, new_figure, save
+from evolve.report import BLUE, GREEN, GREY, VERMILION, add_lines, new_figure, save
 
 LINE_STYLES: dict[str, dict[str, Any]] = {
-    "a trial": {"color": GREY, "alpha": 0.3, "lw": 0.7},
-    "the best tenth": {"color": BLUE, "alpha": 0.9, "lw": 1.2},
-    "start values": {"color": VERMILION, "ls": "--", "lw": 2.0},
-    "recommended": {"color": GREEN, "lw": 2.6},
+    "a trial": {"color": GREY, "alpha": 0.3, "linewidths": 0.7},
+    "the best tenth": {"color": BLUE, "alpha": 0.9, "linewidths": 1.2},
+    "start values": {"color": VERMILION, "linestyles": "--", "linewidths": 2.0},
+    "recommended": {"color": GREEN, "linewidths": 2.6},
 }
 
 
@@ -49,12 +49,15 @@ def write_parallel_plot(scene: Scene, path: Path) -> bool:
     figure = new_figure(max(7.0, 1.15 * (len(genes) + 1)), 4.6)
     axes = figure.subplots()
 
+    def corners(trial: FrozenTrial) -> list[tuple[float, float]]:
+        places = [place_of(gene, trial.params) for gene in genes]
+        heights = [math.nan if place is None else place for place in places]
+        heights.append(min(max((fitness(trial) - low) / (high - low), 0.0), 1.0))
+        return list(enumerate(heights))
+
     def draw(trials: Sequence[FrozenTrial], label: str) -> None:
-        for index, trial in enumerate(trials):
-            places = [place_of(gene, trial.params) for gene in genes]
-            heights = [math.nan if place is None else place for place in places]
-            heights.append(min(max((fitness(trial) - low) / (high - low), 0.0), 1.0))
-            axes.plot(heights, label=label if index == 0 else None, **LINE_STYLES[label])
+        if trials:  # all in one artist: a hundred times as quick as one for each
+            add_lines(axes, [corners(trial) for trial in trials], label, LINE_STYLES[label])
 
     good = math.ceil(GOOD * len(ranked))
     draw(ranked[good:], "a trial")
@@ -70,6 +73,7 @@ def write_parallel_plot(scene: Scene, path: Path) -> bool:
         _halo(axes, len(genes), place, f"{low + place * (high - low):.3g}")
     axes.set_xticks(range(len(genes) + 1), [*(g.name for g in genes), "fitness"], rotation=20)
     axes.set_yticks([])
+    axes.autoscale()
     axes.spines[:].set_visible(False)
     axes.set_title(f"{scene.config.study.name}: {len(ranked)} trials as lines", loc="left")
     figure.legend(loc="outside lower center", ncols=4, frameon=False)

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evolve.config import StudyConfig
 from evolve.record import CONFIRM, START, fitness, kind_of, ranking, value_of
+from evolve.thinning import thinned_out
 
 LEADING = ("number", "kind", "state", "fitness")
 TRAILING = ("seed", "seconds", "attempts", "reason", "of", "repeat")
@@ -71,7 +73,7 @@ def write_convergence_plot(study: Study, config: StudyConfig, path: Path) -> Non
 def write_parameter_plot(study: Study, config: StudyConfig, path: Path) -> None:
     """Draw fitness against each hyperparameter: later trials brighter, winner and start marked."""
     scene = _scene(study)
-    names = _names(trial.params for trial in scene.measured)
+    names = _names(trial.params for trial in scene.drawn)
     columns = min(5, max(1, math.ceil(math.sqrt(len(names)))))
     rows = max(1, math.ceil(len(names) / columns))
     figure = new_figure(max(7.0, 2.6 * columns + 1.2), 2.5 * rows + 1.1)
@@ -83,8 +85,10 @@ def write_parameter_plot(study: Study, config: StudyConfig, path: Path) -> None:
         axes.set_axis_off()
     for axes in grid[: len(names) : columns]:
         axes.set_ylabel("fitness")
-    grid[0].set_ylim(*fitness_range([fitness(trial) for trial in scene.measured]))
-    figure.suptitle(_title(config, scene), x=0.01, ha="left")
+    grid[0].set_ylim(*scene.range)
+    few = len(scene.drawn) < len(scene.measured)
+    title = _title(config, scene) + f" ({len(scene.drawn)} of the trials drawn)" * few
+    figure.suptitle(title, x=0.01, ha="left")
     if dots is not None:
         figure.colorbar(dots, ax=grid.tolist(), label="trial", shrink=0.8, aspect=40)
         handles, labels = grid[0].get_legend_handles_labels()
@@ -99,6 +103,15 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
+def add_lines(
+    axes: Any, lines: Sequence[Sequence[tuple[float, float]]], label: str, style: dict[str, Any]
+) -> None:
+    """Draw lines through corners as one artist; nan breaks a line."""
+    from matplotlib.collections import LineCollection
+
+    axes.add_collection(LineCollection(lines, label=label, **style))
+
+
 def save(figure: Any, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
     with replacing(path) as partial:
@@ -110,13 +123,22 @@ def save(figure: Any, path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Scene:
-    """The trials of a study; those of the `search`, and of these the `measured` with a fitness."""
+    """The trials of a study; those of the `search`, and of these the `measured` with a fitness.
+
+    Of the measured ones the `drawn` stand in pictures with a panel for each hyperparameter.
+    """
 
     trials: list[FrozenTrial]
     search: list[FrozenTrial]
     measured: list[FrozenTrial]
+    drawn: list[FrozenTrial]
     start: FrozenTrial | None
     winner: FrozenTrial | None
+
+    @cached_property
+    def range(self) -> tuple[float, float]:
+        """Range of fitness to draw, repeats left out."""
+        return fitness_range([fitness(trial) for trial in self.measured])
 
 
 @dataclass(frozen=True)
@@ -141,8 +163,9 @@ def _scene(study: Study) -> _Scene:
     measured = [t for t in search if t.state != TrialState.FAIL and t.values]
     starts = [t for t in measured if kind_of(t) == START and t.state == TrialState.COMPLETE]
     first = [t for t in measured if t.number == 0]
-    start = next(iter(starts or first), None)
-    return _Scene(trials, search, measured, start, next(iter(ranking(trials)), None))
+    start, winner = next(iter(starts or first), None), next(iter(ranking(trials)), None)
+    drawn = thinned_out(measured, {trial.number for trial in (start, winner) if trial}, 1.0)
+    return _Scene(trials, search, measured, drawn, start, winner)
 
 
 def _repeats(scene: _Scene) -> list[_Repeat]:
@@ -201,8 +224,7 @@ def _draw_repeats(axes: Any, repeats: Sequence[_Repeat]) -> None:
 
 def _draw_parameter(axes: Any, name: str, scene: _Scene) -> Any:
     """Draw one hyperparameter and return the dots, for a colour scale."""
-    trials = [trial for trial in scene.measured if name in trial.params]
-    low, _ = fitness_range([fitness(trial) for trial in scene.measured])
+    trials, low = [trial for trial in scene.drawn if name in trial.params], scene.range[0]
     place = _placing(name, trials)
 
     def scatter(chosen: Sequence[FrozenTrial], **style: Any) -> Any:
@@ -216,7 +238,7 @@ def _draw_parameter(axes: Any, name: str, scene: _Scene) -> Any:
         scatter(pruned, marker="^", s=12, c="#BBBBBB", label="stopped early")
     numbers = [trial.number for trial in complete]
     dots = scatter(complete, c=numbers, cmap="viridis", s=16, alpha=0.85)
-    dots.set_clim(0, max(1, *(trial.number for trial in scene.search)))
+    dots.set_clim(0, max(1, scene.search[-1].number))
     title = name
     if scene.start is not None and name in scene.start.params:
         scatter([scene.start], marker="D", s=45, fc="none", ec=VERMILION, lw=1.8, label="start")

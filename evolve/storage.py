@@ -24,6 +24,7 @@ from evolve.errors import StudyError, did_you_mean
 from evolve.front import directions
 from evolve.limits import Limit
 from evolve.record import generations
+from evolve.trial_rows import RowStorage
 
 IDENTITY, CONFIRMATION, FOLDER = "identity", "confirm", "folder"  # user attributes of the study
 SQLITE = "sqlite:///"
@@ -164,7 +165,7 @@ def _storage(url: str, *, create: bool) -> RDBStorage:
             raise StudyError(f"there is no study yet: {path} does not exist")
         options = {"connect_args": {"timeout": BUSY_TIMEOUT, "factory": _Connection}}
     try:
-        return RDBStorage(url, engine_kwargs=options)
+        return RowStorage(url, engine_kwargs=options)
     except Exception as error:  # drivers raise what they like
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StudyError(f"storage {url} cannot be opened: {text}") from error

@@ -17,13 +17,11 @@ from evolve.errors import ConfigError
 from evolve.findings import Findings, findings, stop_reason
 from evolve.insight import Importance
 from evolve.printout import which_study
-from evolve.record import CONFIRM, START, fitness, kind_of, ranking
+from evolve.record import CONFIRM, START, fitness, kind_of
 from evolve.report import fitness_range
 from evolve.space import Gene, Params, Space
 from evolve.summary import Summary
-
-DRAWN = 1000  # trials in the plots and the table; more are thinned out
-BEST_DRAWN = 300  # of them the best ones, whatever their number
+from evolve.thinning import BEST_DRAWN, is_measured, thinned_out
 
 
 @dataclass(frozen=True)
@@ -149,26 +147,6 @@ def scene_of(config: StudyConfig, study: Study, summary: Summary) -> Scene:
         options=_options(config),
         sign=sign,
     )
-
-
-def is_measured(trial: FrozenTrial) -> bool:
-    """Return whether a trial has a finite fitness."""
-    if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED) or not trial.values:
-        return False
-    return math.isfinite(trial.values[0])
-
-
-def thinned_out(trials: Sequence[FrozenTrial], kept: set[int], sign: float) -> list[FrozenTrial]:
-    """Return at most about DRAWN trials: those to keep, the best, and the rest evenly spread."""
-    if len(trials) <= DRAWN:
-        return list(trials)
-    complete = [trial for trial in ranking(trials) if is_measured(trial)]
-    best = sorted(complete, key=lambda trial: -sign * fitness(trial))[:BEST_DRAWN]
-    chosen = kept | {trial.number for trial in best}
-    rest = [trial for trial in trials if trial.number not in chosen]
-    count = DRAWN - len(chosen)
-    chosen |= {rest[index * len(rest) // count].number for index in range(count)}
-    return [trial for trial in trials if trial.number in chosen]
 
 
 def place_of(gene: Gene, params: Mapping[str, Any]) -> float | None:

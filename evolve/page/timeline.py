@@ -1,8 +1,10 @@
 """Who worked when: trials by worker over the time in which any trial ran."""
 
 import statistics
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -145,9 +147,13 @@ def _time_axis(spans: Sequence[tuple[float, float]], count: int) -> tuple[Axis, 
     unit, seconds = ("seconds", 1.0) if total < 150 else (unit, seconds)
     marks = linear(0.0, total / seconds, count=count)
 
+    begins = [begin for begin, _ in spans]
+    before = [0.0, *accumulate(end - begin for begin, end in spans)]  # seconds in earlier spans
+
     def place(second: float) -> float:
-        before = sum(min(max(second - begin, 0.0), end - begin) for begin, end in spans)
-        return before / total
+        index = bisect_right(begins, second)
+        inside = min(second, spans[index - 1][1]) - begins[index - 1] if index else 0.0
+        return (before[max(0, index - 1)] + inside) / total
 
     return Axis(place, marks.ticks), unit
 

@@ -10,11 +10,11 @@ from evolve.compare import Comparison, Side
 from evolve.page.axes import Plot, line, linear
 from evolve.page.charts import both_sizes
 from evolve.page.markup import Markup, joined, table, tag
-from evolve.page.scene import is_measured
 from evolve.page.sections import html_page
 from evolve.page.verdict import gain_bar
 from evolve.record import CONFIRM, feasible, fitness, kind_of
 from evolve.report import fitness_range, replacing
+from evolve.thinning import is_measured
 
 
 def write_comparison(comparison: Comparison, path: Path) -> None:

@@ -325,6 +325,11 @@ def test_utilisation_counts_only_times_in_which_a_trial_ran() -> None:
     blocks = timeline.blocks_of(trials)
     assert timeline.spans_of(blocks) == [(0.0, 10.0), (100.0, 110.0)]
     assert timeline.utilisation(blocks) == pytest.approx(25 / 40)
+    axis, unit = timeline._time_axis(timeline.spans_of(blocks), 4)
+    # 20 s in which trials ran; the pause from 10 to 100 takes no room
+    seconds = (0.0, 5.0, 10.0, 50.0, 100.0, 105.0, 110.0)
+    assert [axis.place(second) for second in seconds] == [0.0, 0.25, 0.5, 0.5, 0.5, 0.75, 1.0]
+    assert unit == "seconds"
 
 
 def test_bounds_are_named_only_where_the_winner_went_there() -> None:

@@ -185,6 +185,24 @@ def test_a_log_scaled_parameter_has_a_log_axis(study: Study, config: StudyConfig
     assert scales == {"lr0": "log", "box": "linear", "optimizer": "linear"}
 
 
+def test_many_trials_are_thinned_out_in_the_panels(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr("evolve.thinning.DRAWN", 8)
+    monkeypatch.setattr("evolve.thinning.BEST_DRAWN", 3)
+    study = optuna.create_study(direction="maximize")
+    for value in (0.1, *(0.2 + 0.01 * index for index in range(20)), 0.9, 0.3):
+        add(study, config, value)
+    scene = report._scene(study)
+    drawn = [trial.number for trial in scene.drawn]
+    assert {0, 19, 20, 21} <= set(drawn)  # start values and the best
+    assert len(drawn) == 8
+    dots = report._draw_parameter(Figure().subplots(), "box", scene)
+    assert len(dots.get_offsets()) == 8
+
+
 def test_pictures_are_written(study: Study, config: StudyConfig, tmp_path: Path) -> None:
     report.write_convergence_plot(study, config, tmp_path / "convergence.png")
     report.write_parameter_plot(study, config, tmp_path / "parameters.png")

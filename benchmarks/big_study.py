@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import distribution_to_json
+from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
@@ -177,7 +178,7 @@ def repeat_of(trial: FrozenTrial, number: int, repeat: int) -> FrozenTrial:
 
 def write(study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
     """Write trials into the empty tables of Optuna, whose own way takes minutes."""
-    backend = study._storage._backend
+    backend: RDBStorage = study._storage._backend  # type: ignore[attr-defined]
     tables: dict[Any, list[dict[str, Any]]] = {}
     for trial in trials:
         for table, row in rows_of(trial):
@@ -203,8 +204,9 @@ def rows_of(trial: FrozenTrial) -> Iterator[tuple[Any, dict[str, Any]]]:
     )
     for name, value in trial.params.items():
         kind = trial.distributions[name]
-        row = {"param_name": name, "distribution_json": distribution_to_json(kind)}
-        yield models.TrialParamModel, {**row, "param_value": kind.to_internal_repr(value)}
+        text, number = distribution_to_json(kind), kind.to_internal_repr(value)
+        row = {"param_name": name, "distribution_json": text, "param_value": number}
+        yield models.TrialParamModel, row
     for key, attribute in trial.user_attrs.items():
         yield models.TrialUserAttributeModel, {"key": key, "value_json": json.dumps(attribute)}
     finite = models.TrialValueModel.TrialValueType.FINITE
@@ -212,10 +214,10 @@ def rows_of(trial: FrozenTrial) -> Iterator[tuple[Any, dict[str, Any]]]:
         yield models.TrialValueModel, {"objective": 0, "value": value, "value_type": finite}
     kind_of_value = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
     for step, value in trial.intermediate_values.items():
-        row = {"step": step, "intermediate_value": value}
+        report = {"step": step, "intermediate_value": value}
         yield (
             models.TrialIntermediateValueModel,
-            {**row, "intermediate_value_type": kind_of_value},
+            {**report, "intermediate_value_type": kind_of_value},
         )
 
 

@@ -1,5 +1,6 @@
 """What a study's trials say together: which genes matter, which epochs rank, whether to go on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from optuna import Study
@@ -10,6 +11,7 @@ from evolve.choice import common_space, start_of
 from evolve.config import StudyConfig
 from evolve.curves import RankCheck
 from evolve.fidelity import rank_check
+from evolve.front import FITNESS
 from evolve.insight import Importance, importance
 from evolve.record import ranking
 from evolve.space import Space
@@ -44,7 +46,13 @@ def findings(config: StudyConfig, study: Study) -> Findings | None:
     every = max(1, len(trials) // JUDGED)
     maximize = study.directions[0] == StudyDirection.MAXIMIZE
     found = importance(trials[::every], space, length_scales=scales, maximize=maximize)
-    return Findings(space, found, rank_check(trials))
+    return Findings(space, found, rank_check(trials, maximize=maximize))
+
+
+def scope_text(objectives: Mapping[str, str]) -> str:
+    """Return what importance is about in a study of several objectives; empty for one."""
+    others = ", ".join(name for name in objectives if name != FITNESS)
+    return f"for {FITNESS} alone: {others} may depend on others" if others else ""
 
 
 def stop_reason(study: Study) -> str:

@@ -11,7 +11,7 @@ from evolve.config import StudyConfig, load_config
 from evolve.display import ending, label
 from evolve.errors import StudyError
 from evolve.fidelity import rank_text
-from evolve.findings import findings
+from evolve.findings import findings, scope_text
 from evolve.front import front_table
 from evolve.insight import insight_text
 from evolve.objective import load_objective
@@ -69,7 +69,9 @@ def insight_lines(config: StudyConfig, study: Study) -> list[str]:
     if found is None:
         return []
     ranks = rank_text(found.checks)
-    return ["", *insight_text(found.importances, found.space), *([ranks] if ranks else [])]
+    scope = scope_text(config.objectives) if found.importances else ""
+    scopes = [f"importance is {scope}"] * bool(scope)
+    return ["", *insight_text(found.importances, found.space), *scopes, *([ranks] if ranks else [])]
 
 
 def status_line(summary: Summary) -> str:

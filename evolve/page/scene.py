@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from evolve.choice import start_of
 from evolve.config import StudyConfig
 from evolve.curves import RankCheck
+from evolve.description import change_text, changes_of, description_of
 from evolve.errors import ConfigError
 from evolve.findings import Findings, findings, stop_reason
 from evolve.insight import Importance
@@ -46,6 +47,8 @@ class Scene:
     found: Findings | None
     stop: str
     options: str  # that lead a command to this study
+    described: Mapping[str, Any]  # by the objective, with the first trial
+    changes: list[str]  # of the data, in words
     sign: float = 1.0
 
     @property
@@ -142,9 +145,11 @@ def scene_of(config: StudyConfig, study: Study, summary: Summary) -> Scene:
         start=starts[0] if starts else None,
         winner=winner,
         start_values=start_of(config, trials),
-        found=findings(config, study) if sign > 0 else None,
+        found=findings(config, study),
         stop=stop_reason(study),
         options=_options(config),
+        described=description_of(study),
+        changes=[change_text(change) for change in changes_of(study)],
         sign=sign,
     )
 

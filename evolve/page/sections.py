@@ -6,13 +6,17 @@ from importlib import resources
 
 from optuna.trial import TrialState
 
+from evolve.description import digests_of
 from evolve.evidence import LEAST
 from evolve.fidelity import rank_text
+from evolve.findings import scope_text
 from evolve.insight import NOTHING
 from evolve.page import charts, tables, timeline, traces, verdict
 from evolve.page.markup import Markup, escaped, joined, number, table, tag
 from evolve.page.pictures import picture_pair
 from evolve.page.scene import Scene
+
+DIGEST_SHOWN = 12  # characters
 
 Section = tuple[str, str, Markup]  # id, title, content
 
@@ -66,8 +70,18 @@ def _subtitle(scene: Scene, now: datetime) -> Markup:
         for key in ("model", "data", "epochs", "imgsz")
         if key in scene.config.settings
     ]
+    parts += _data(scene)
     parts.append(f"{now:%Y-%m-%d %H:%M}")
-    return tag("p", " · ".join(parts), class_="dim")
+    warnings = (tag("p", f"The data changed under the study: {c}.") for c in scene.changes)
+    return joined([tag("p", " · ".join(parts), class_="dim"), *warnings])
+
+
+def _data(scene: Scene) -> list[str]:
+    """Return the digests of the data, and the version of torch, if they were described."""
+    digests = digests_of(scene.described).items()
+    pairs = [f"{name.rpartition('.')[2]} {digest[:DIGEST_SHOWN]}" for name, digest in digests]
+    found = [f"data digest {', '.join(pairs)}"] if pairs else []
+    return found + [f"torch {scene.described['torch']}"] * ("torch" in scene.described)
 
 
 def _nothing(why: str) -> Markup:
@@ -129,8 +143,6 @@ def _importance(scene: Scene) -> Section:
     if not scene.importances:
         count = len(scene.complete)
         text = f"Importance is told after {LEAST} complete trials; there are {count}."
-        if scene.sign < 0:
-            text = "Importance is told of studies that maximise."
         return "importance", name, _nothing(text)
     silent = sorted(f.name for f in scene.importances if f.word == NOTHING)
     notes = [f"No effect seen, within what was tried: {', '.join(silent)}."] if silent else []
@@ -139,6 +151,8 @@ def _importance(scene: Scene) -> Section:
         notes.insert(0, "No hyperparameter stands out from chance.")
     measures = ", ".join(scene.importances[0].evidence)
     notes.append(f"Shares of all effects beyond what chance shows, by {measures}.")
+    scope = scope_text(scene.config.objectives)
+    notes += [f"Importance is {scope}."] * bool(scope)
     return "importance", name, joined([chart, *map(_note, notes)])
 
 

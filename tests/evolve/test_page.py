@@ -19,10 +19,12 @@ from rich.console import Console
 
 from evolve.__main__ import main
 from evolve.config import StudyConfig, load_config, parse_config
+from evolve.description import keep_description
 from evolve.display import Display
 from evolve.gene import Gene
 from evolve.page import axes, charts, markup, scene, tables, timeline, verdict
 from evolve.page.write import page_text, write_report
+from evolve.printout import insight_lines
 from evolve.storage import load_study
 from evolve.study import run_study
 from evolve.summary import summarise
@@ -240,6 +242,52 @@ def test_a_minimising_study_shows_its_smallest_value_as_best() -> None:
     assert found.winner is not None and found.winner.number == 1
     assert charts.best_so_far(found) == [(0, 0.5), (1, 0.2), (2, 0.2)]
     assert "Trial 1 looks best" in page_of(config, study).words["verdict"]
+
+
+def important(study: Study, config: StudyConfig, *others: float) -> Study:
+    """Add 40 trials whose fitness follows momentum, `others` beside it; a study may minimise it."""
+    sign = -1 if study.directions[0] == optuna.study.StudyDirection.MINIMIZE else 1
+    for number in range(40):
+        momentum = 0.5 + 0.5 * ((number * 0.618) % 1.0)
+        params = {**START, "momentum": momentum, "lr0": 10 ** (-5 + 4 * ((number * 0.3247) % 1.0))}
+        values = [sign * momentum, *others]
+        value = values if others else values[0]
+        add(study, config, value, params, kind="start" if number == 0 else "search")
+    return study
+
+
+def test_importance_is_told_of_studies_that_minimise_too() -> None:
+    config = configured(confirm=0)
+    up, down = (
+        scene_for(config, important(optuna.create_study(direction=direction), config))
+        for direction in ("maximize", "minimize")
+    )
+    assert up.importances[0].name == "momentum" and up.importances[0].word == "matters"
+    assert [one.name for one in down.importances] == [one.name for one in up.importances]
+    assert down.importances[0].share == pytest.approx(up.importances[0].share, abs=0.02)
+
+
+def test_importance_of_several_objectives_says_which_it_is_about() -> None:
+    objectives = ["fitness", {"ms": "minimize"}]
+    config = configured(confirm=0, objectives=objectives, strategy="tpe")
+    study = important(optuna.create_study(directions=["maximize", "minimize"]), config, 9.0)
+    page = page_of(config, study)
+    assert "Importance is for fitness alone: ms may depend on others" in page.words["importance"]
+    assert "importance is for fitness alone: ms may depend on others" in insight_lines(
+        config, study
+    )
+
+
+def test_the_data_is_named_by_its_digest_and_a_change_is_told() -> None:
+    config = configured(confirm=0)
+    study = searched([0.5, 0.6], config)
+    trials = study.get_trials()
+    for trial, digest in zip(trials, ("cd34", "ee55"), strict=True):
+        told = {"digests": {"train": "ab12ab12ab12ab12", "val": digest}, "torch": "2.14.1"}
+        keep_description(study, trial, told)
+    words = page_of(config, study).words[""]
+    assert "data digest train ab12ab12ab12, val cd34 · torch 2.14.1" in words
+    assert "The data changed under the study: digests.val is ee55 from trial 1 on" in words
 
 
 def test_inactive_values_are_not_drawn_and_their_condition_is_named() -> None:
@@ -490,11 +538,7 @@ def test_the_importance_is_drawn_where_it_is_known(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = configured(confirm=0)
-    study = optuna.create_study(direction="maximize")
-    for number in range(40):
-        momentum = 0.5 + 0.5 * ((number * 0.618) % 1.0)
-        params = {**START, "momentum": momentum, "lr0": 10 ** (-5 + 4 * ((number * 0.3247) % 1.0))}
-        add(study, config, momentum, params, kind="start" if number == 0 else "search")
+    study = important(optuna.create_study(direction="maximize"), config)
     files = [path.name for path in write_report(config, study, summarise(config, study))]
     assert "importance.png" in files
     page = Page((config.directory / "report.html").read_text(encoding="utf-8"))

@@ -205,7 +205,8 @@ def saved_share(trials: Iterable[FrozenTrial]) -> float:
 
 def _rank_numbers(check: RankCheck) -> str:
     low, high = check.interval
-    return f"{check.spearman:.2f} ({low:.2f} to {high:.2f}) over {check.trials} whole trials"
+    interval = f"({low:.2f} to {high:.2f}) over {check.trials} whole trials"
+    return f"rank correlation {check.spearman:.2f} {interval}"
 
 
 def _above(target: float, mean: float, sd: float) -> float:

@@ -27,14 +27,15 @@ def picture_pair(scene: Scene) -> Markup:
         return Markup("")
     sides = [_named(scene, scene.start.number), _named(scene, scene.winner.number)]
     shared = [name for name in sides[1] if name in sides[0]] or list(sides[1])
+    titles = ("start values", f"recommended: trial {scene.winner.number}")
     figures = []
     for name in shared[:EACH]:
-        for title, found in zip(("start values", "recommended"), sides, strict=True):
+        for title, found in zip(titles, sides, strict=True):
             source = data_uri(found[name]) if name in found else None
             if source is not None:
-                alt = f"{name} of the {title}"
-                image = tag("img", src=source, alt=alt, loading="lazy")
-                figures.append(tag("figure", image, tag("figcaption", f"{title}: {name}")))
+                image = tag("img", src=source, alt=f"{title}: {name}", loading="lazy")
+                caption = tag("figcaption", tag("b", title), f" · {name}")
+                figures.append(tag("figure", caption, image))
     return tag("div", *figures, class_="pictures") if figures else Markup("")
 
 

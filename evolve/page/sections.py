@@ -81,7 +81,8 @@ def _data(scene: Scene) -> list[str]:
     digests = digests_of(scene.described).items()
     pairs = [f"{name.rpartition('.')[2]} {digest[:DIGEST_SHOWN]}" for name, digest in digests]
     found = [f"data digest {', '.join(pairs)}"] if pairs else []
-    return found + [f"torch {scene.described['torch']}"] * ("torch" in scene.described)
+    version = scene.described.get("torch")
+    return found + [f"torch {version}"] * bool(version)
 
 
 def _nothing(why: str) -> Markup:
@@ -90,6 +91,10 @@ def _nothing(why: str) -> Markup:
 
 def _note(text: str) -> Markup:
     return tag("p", text, class_="note") if text else Markup("")
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _progress(scene: Scene) -> Section:
@@ -112,7 +117,7 @@ def _repeats(scene: Scene) -> Section:
         text = "No repeats with other seeds yet: what was measured once may be luck."
         return "repeats", "Is it real?", _nothing(text)
     text = scene.summary.verdict.text
-    why = f"{text[0].upper()}{text[1:]}. What the search measured is not counted here."
+    why = f"{_sentence(text)}. What the search measured is not counted here."
     return "repeats", "Is it real?", joined([chart, _note(why)])
 
 
@@ -189,8 +194,12 @@ def _ranks(scene: Scene) -> Section:
     name = "Can bad trials be stopped early?"
     text = rank_text(scene.checks)
     if not traces.has_ranks(scene):
-        return "early-stopping", name, _nothing(text or "The trials reported no fitness by epoch.")
-    return "early-stopping", name, joined([_note(text), traces.rank_chart(scene)])
+        return (
+            "early-stopping",
+            name,
+            _nothing(_sentence(text) or "The trials reported no fitness by epoch."),
+        )
+    return "early-stopping", name, joined([_note(_sentence(text)), traces.rank_chart(scene)])
 
 
 def _time(scene: Scene) -> Section:
@@ -203,7 +212,7 @@ def _time(scene: Scene) -> Section:
         )
     parts = [
         timeline.timeline(scene),
-        timeline.timeline_key(),
+        timeline.timeline_key(scene),
         _note(timeline.timeline_text(scene)),
     ]
     return "workers", name, joined(parts)

@@ -97,7 +97,9 @@ def _runs_text(old: int, new: int) -> str:
 
 
 def _difference(before: float | None, after: float | None) -> str:
-    return "–" if before is None or after is None else signed(after - before)
+    if before is None or after is None:
+        return "–"
+    return "same" if before == after else signed(after - before)
 
 
 def class_table(scene: Scene) -> Markup:

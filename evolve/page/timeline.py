@@ -78,9 +78,8 @@ def timeline_text(scene: Scene) -> str:
     blocks = blocks_of(scene.trials)
     spans, workers = spans_of(blocks), len({block.worker for block in blocks})
     whole = [b.end - b.begin for b in blocks if b.trial.state == TrialState.COMPLETE]
-    text = (
-        f"{workers} worker{'s' * (workers != 1)} had a trial {utilisation(blocks):.0%} of the time"
-    )
+    share = f"{100 * utilisation(blocks):.0f} % of the time"
+    text = f"{workers} worker{'s' * (workers != 1)} had a trial {share}"
     pauses = len(spans) - 1
     text += f"; {pauses} pause{'s' * (pauses != 1)} cut out" if pauses else ""
     if whole:
@@ -91,7 +90,7 @@ def timeline_text(scene: Scene) -> str:
 
 def _time(seconds: float) -> str:
     if seconds < 90:
-        return f"{seconds:.3g} s"
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
@@ -114,10 +113,9 @@ def _timeline(
         if block.worker in workers:
             begin, top = column(block.begin), ROW * workers.index(block.worker) + 4
             length = max(0.8, column(block.end) - begin - 0.6)
-            kind = "repeat" if kind_of(block.trial) == CONFIRM else block.trial.state.name.lower()
             parts.append(
-                f'<rect class="m block {kind}" data-n="{block.trial.number}" x="{begin:.1f}"'
-                f' y="{top:.0f}" width="{length:.1f}" height="{ROW - 6:.0f}"/>'
+                f'<rect class="m block {_kind(block.trial)}" data-n="{block.trial.number}"'
+                f' x="{begin:.1f}" y="{top:.0f}" width="{length:.1f}" height="{ROW - 6:.0f}"/>'
             )
     floor = ROW * len(workers) + 4
     parts.append(f'<path class="axis" d="M{left:.1f} {floor:.0f}H{right:.1f}"/>')
@@ -128,14 +126,20 @@ def _timeline(
     return drawing(width, height, alt, *parts, css=f"{css} time")
 
 
-def timeline_key() -> Markup:
-    """Return the legend of the timeline."""
+def _kind(trial: FrozenTrial) -> str:
+    return "repeat" if kind_of(trial) == CONFIRM else trial.state.name.lower()
+
+
+def timeline_key(scene: Scene) -> Markup:
+    """Return the legend of the timeline: what it holds."""
     entries = (("complete", "complete"), ("pruned", "stopped early"), ("fail", "failed"))
     items = (*entries, ("repeat", "repeat with another seed"))
+    there = {_kind(block.trial) for block in blocks_of(scene.trials)}
     signs = (
         f'<span class="entry"><svg class="sign" viewBox="0 0 16 16" aria-hidden="true">'
         f'<rect class="block {css}" x="1" y="3" width="14" height="10"/></svg>{text}</span>'
         for css, text in items
+        if css in there
     )
     return Markup(f'<div class="legend">{"".join(signs)}</div>')
 

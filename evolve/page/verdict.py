@@ -18,6 +18,7 @@ from evolve.summary import estimate_text
 
 BADGES = {BETTER: "✓", UNDECIDED: "≈", WORSE: "✗", UNCONFIRMED: "?"}
 EDGE = 0.02  # share of its range within which a value stands at a bound
+BOUNDS = 6  # named, the most important ones
 MANY_FAILED = 0.1  # share of failed trials that is worth a word
 SEEDS = 30  # repeats that are proposed, at most
 
@@ -243,7 +244,8 @@ def _more_repeats(scene: Scene) -> tuple[str, str] | None:
     run = f"python -m evolve run{scene.options} --set confirm.finalists=1"
     verdict, gain = scene.summary.verdict, scene.summary.verdict.gain
     if verdict.word == UNCONFIRMED:
-        if scene.summary.generations < 2 or scene.sign < 0:
+        coming = not scene.summary.ended and scene.config.confirm.finalists > 0
+        if scene.summary.generations < 2 or scene.sign < 0 or coming:
             return None
         return (
             "Find out whether it is real: repeat it with other seeds.",
@@ -279,9 +281,11 @@ def _more_trials(scene: Scene) -> tuple[str, str] | None:
 
 
 def _bounds(scene: Scene) -> list[tuple[str, str]]:
-    """Name the bounds that the winner stands at, though the start values do not."""
+    """Name the bounds that the winner stands at, though the start values do not.
+
+    Beyond 0 and 1 there is mostly nothing: shares, probabilities and gains end there.
+    """
     found = []
-    important = {one.name for one in scene.importances if one.word == MATTERS}
     for gene in scene.genes:
         if gene.choices or scene.winner is None or not scene.active(scene.winner, gene):
             continue
@@ -289,14 +293,13 @@ def _bounds(scene: Scene) -> list[tuple[str, str]]:
         if not end or end == bound_of(gene, scene.start_values.get(gene.name)):
             continue
         bound = gene.low if end == "low" else gene.high
-        weight = ", matters" if gene.name in important else ""
-        text = f"{gene.name} ({end} {number(bound)}{weight})"
-        found.append(text)
-    return (
-        [("At an end of their range: " + "; ".join(found) + ". Widen it where they may go on.", "")]
-        if found
-        else []
-    )
+        if bound not in (0, 1):
+            found.append(f"{gene.name} ({end}est, {number(bound)})")
+    if not found:
+        return []
+    more = f" and {len(found) - BOUNDS} more" if len(found) > BOUNDS else ""
+    names = ", ".join(found[:BOUNDS])
+    return [(f"At an end of their range: {names}{more}. A wider one may hold better values.", "")]
 
 
 def bound_of(gene: Gene, value: Any) -> str:

@@ -247,7 +247,7 @@ def test_repeats_and_failures_are_no_evidence() -> None:
 def test_rank_text_names_the_first_usable_epoch() -> None:
     trials = [finished([0.0, 0.1 * end, 0.2 * end]) for end in range(8)]
     text = rank_text(rank_check(trials))
-    assert text.startswith("epoch 2 of 3 ranks trials like the last one: 0.98 (")
+    assert text.startswith("epoch 2 of 3 ranks trials like the last one: rank correlation 0.98 (")
     assert text.endswith("over 8 whole trials. Earlier epochs say too little.")
 
 

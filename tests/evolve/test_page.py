@@ -386,8 +386,24 @@ def test_bounds_are_named_only_where_the_winner_went_there() -> None:
     config = configured(confirm=0)
     study = optuna.create_study(direction="maximize")
     add(study, config, 0.5, dict(START), kind="start")
-    add(study, config, 0.9, {**START, "momentum": 1.0})
-    assert "momentum (high 1)" in page_of(config, study).words["next"]
+    add(study, config, 0.9, {**START, "momentum": 1.0, "lr0": 0.1})
+    advice = page_of(config, study).words["next"]
+    assert "At an end of their range: lr0 (highest, 0.1). A wider one" in advice
+    assert "momentum (" not in advice  # 1 is where many things end
+
+
+def test_repeats_are_not_proposed_while_they_are_to_come() -> None:
+    study = searched([0.5, 0.9], configured())
+    for confirm, proposed in (({"finalists": 1, "seeds": 2}, False), (0, True)):
+        words = page_of(configured(confirm=confirm), study).words["next"]
+        assert ("Find out whether it is real" in words) == proposed
+
+
+def test_the_timeline_explains_only_what_it_shows() -> None:
+    config = configured(confirm=0)
+    study = searched([0.5, 0.9], config)
+    assert "complete" in timeline.timeline_key(scene_for(config, study))
+    assert "failed" not in timeline.timeline_key(scene_for(config, study))
 
 
 def test_failures_that_differ_in_numbers_are_one() -> None:
@@ -422,7 +438,7 @@ def test_classes_and_pictures_of_both_sides_stand_side_by_side(
     page = page_of(config, searched([0.5, 0.9], config))
     words = page.words["values"]
     assert "class objects AP: start recommended difference" in words
-    assert "cat 12 0.2500 0.5000 +0.2500 dog 3 0.1250 0.1250 +0.0000 Measured once." in words
+    assert "cat 12 0.2500 0.5000 +0.2500 dog 3 0.1250 0.1250 same Measured once." in words
     sources = [given["src"] for tag, given in page.elements if tag == "img"]
     assert len(sources) == 2
     start = "data:image/jpeg;base64,"

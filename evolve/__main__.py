@@ -29,6 +29,7 @@ EXAMPLES = """examples:
   python -m evolve export --format onnx,tensorrt-rtx --out engines
   python -m evolve import evolve.txt
   python -m evolve ui --port 5001
+  python -m evolve sync
 
 Ctrl-C stops a run; the same command goes on with it.
 exit codes: 0 done, 1 the run failed, 2 wrong usage or input, 130 interrupted"""
@@ -145,11 +146,15 @@ def compare(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """Turn the winner's weights into an engine by the objective's own export."""
+    from evolve.champion import keep_files
     from evolve.summary import export_winner
 
     config, study = _opened(arguments)
     formats = [name.strip() for name in arguments.format.split(",")] if arguments.format else None
-    files = export_winner(config, study, formats, arguments.out)
+    weights, files = export_winner(config, study, formats, arguments.out)
+    line = keep_files(config, weights, files)
+    if line:
+        _notice(line)
     _print(arguments, {"files": [str(path) for path in files]}, "\n".join(map(str, files)))
     return 0
 
@@ -174,6 +179,23 @@ def export_txt(arguments: argparse.Namespace) -> int:
     path = arguments.file or config.directory / "evolve.txt"
     export_file(config, study, path, _notice)
     _print(arguments, {"files": [str(path)]}, str(path))
+    return 0
+
+
+def sync(arguments: argparse.Namespace) -> int:
+    """Write into MLflow what it lacks of the study: after a fault, or into a new store."""
+    from evolve.errors import RunFailed, UserError
+    from evolve.mlflow_store import store_uri
+    from evolve.study import sync_record
+
+    config, study = _opened(arguments)
+    if store_uri(config.tracking.uri) is None:
+        raise UserError("tracking is off: name a store under tracking.uri")
+    written, whole = sync_record(config, study)
+    if not whole:
+        raise RunFailed(f"study {config.study.name} is not in MLflow as a whole")
+    text = f"{written} trials written: MLflow has all of study {config.study.name}"
+    _print(arguments, {"study": config.study.name, "written": written}, text)
     return 0
 
 
@@ -234,6 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     importer.add_argument("file", type=Path, metavar="FILE", help="evolve.txt, .ndjson, .csv")
     writer = _command(commands, export_txt, "write the study as evolve.txt", "export-txt")
     writer.add_argument("file", type=Path, nargs="?", metavar="FILE")
+    _command(commands, sync, "write into MLflow what it lacks of the study")
     server = _command(commands, ui, "serve the tracker's pages on this machine")
     server.add_argument("--port", type=int, default=None, metavar="N", help="a free one by default")
     return parser

@@ -27,6 +27,7 @@ SQLITE = "sqlite:///"
 PAGE = 1000  # runs in one answer
 BATCH_METRICS, BATCH_PARAMS, BATCH_TAGS = 800, 100, 100  # MLflow: 1000 in all, 100 params, 100 tags
 LEADING = ("fitness", FITNESS_CURVE)
+DIGEST_LENGTH = 36  # characters of a data set's digest that MLflow takes
 VIEW_COLUMNS = 40  # an experiment's tag has 5000 characters
 TRAINING_PAGES = "workflowType=machine_learning"  # else menus are about language models
 CHART_GROUP = {"display": True, "isReordered": True, "deleted": False, "isGenerated": True}
@@ -34,6 +35,8 @@ NOTE = (
     "Studies of `python -m evolve`: choose one under *Views*, or open a link that "
     '`python -m evolve ui` prints. Trials have the tag `evolve.kind = "trial"`.'
 )
+Links = list[tuple[str, str]]  # (label, address)
+
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 # MLflow reads these from the environment and has no argument for them. Without the first two, one
 # call to a server that is down takes minutes; the third keeps its links off standard output.
@@ -136,6 +139,20 @@ class Store:
             metrics, values = metrics[BATCH_METRICS:], values[BATCH_PARAMS:]
             labels = labels[BATCH_TAGS:]
 
+    def log_data(self, run_id: str, splits: Mapping[str, tuple[str, str]]) -> None:
+        """Name a run's data sets: (name, digest) of each split, MLflow's context."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                Dataset(name, digest[:DIGEST_LENGTH], "local", json.dumps({"uri": name})),
+                [InputTag("mlflow.data.context", split)],
+            )
+            for split, (name, digest) in splits.items()
+        ]
+        if inputs:
+            self._client.log_inputs(run_id, inputs)
+
     def written(self, run_id: str) -> set[tuple[str, int]]:
         """Return (metric, step) of all points of a run."""
         return {
@@ -150,14 +167,48 @@ class Store:
         """Copy a file into the folder `place` of a run's artifacts (`info.artifact_uri`)."""
         self._artifacts(artifacts).log_artifact(str(path), place)
 
-    def remove(self, artifacts: str, place: str) -> None:
-        """Remove a folder from a run's artifacts."""
-        self._artifacts(artifacts).delete_artifacts(place)
-
     def _artifacts(self, artifacts: str) -> Any:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         return get_artifact_repository(artifacts, self.uri)
+
+    # ---- registered models
+
+    def versions(self, model: str) -> list[Any]:
+        """Return the versions of a registered model, newest first; none if there is none."""
+        found = self._client.search_model_versions(f"name = '{model}'")
+        return sorted(found, key=lambda one: -int(one.version))
+
+    def add_version(
+        self, model: str, run_id: str, place: str, tags: Mapping[str, str], text: str
+    ) -> Any:
+        """Make the folder `place` of a run's artifacts a version of `model`, a new one if need be.
+
+        No flavour and nothing pickled: a version is the files as they are.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(model)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        return self._client.create_model_version(
+            model, f"runs:/{run_id}/{place}", run_id, tags=dict(tags), description=text
+        )
+
+    def describe_version(self, version: Any, tags: Mapping[str, str], text: str) -> None:
+        """Set a version's tags and description."""
+        name, number = version.name, str(version.version)
+        for key, value in tags.items():
+            if version.tags.get(key) != value:
+                self._client.set_model_version_tag(name, number, key, value)
+        if version.description != text:
+            self._client.update_model_version(name, number, text)
+
+    def set_alias(self, model: str, alias: str, version: Any) -> None:
+        """Let an alias name this version of a registered model, and no other."""
+        self._client.set_registered_model_alias(model, alias, str(version))
 
     # ---- pages
 
@@ -184,7 +235,7 @@ class Store:
         tag = f"mlflow.sharedViewState.{_view_key(parent)}"
         self._client.set_experiment_tag(self.experiment, tag, json.dumps({**view, **state}))
 
-    def links(self, base: str, parent: str) -> list[tuple[str, str]]:
+    def links(self, base: str, parent: str) -> Links:
         """Return labels and addresses of a study's pages; `base` is the address of the UI.
 
         The plain experiment page folds the trials away and opens on a page for language models.
@@ -203,7 +254,11 @@ class Store:
             pages = f"runs={runs}&experiments={_quoted_list([self.experiment])}"  # runs come first
             address = f"{base}/#/compare-runs?{pages}&{TRAINING_PAGES}"
             found.append((f"the best {len(top)} compared", address))
-        return [*found, ("the study", f"{page}/runs/{parent}?{TRAINING_PAGES}")]
+        found.append(("the study", f"{page}/runs/{parent}?{TRAINING_PAGES}"))
+        model = self.get(parent).data.tags.get("evolve.model")
+        if model:
+            found.append(("the champion", f"{base}/#/models/{quote(model, safe='')}"))
+        return found
 
     def _open_experiment(self, name: str) -> str:
         """Return the id of the experiment, which is created, or taken out of MLflow's bin."""

@@ -35,7 +35,7 @@ from evolve.runner import Runner
 from evolve.samplers import build_sampler
 from evolve.storage import claim_folder, open_study, owned
 from evolve.summary import HYP_BEST, TOTAL, Summary, summarise, write_best
-from evolve.tracking import Tracker, open_tracker
+from evolve.tracking import BackgroundTracker, Tracker, open_tracker
 from evolve.transfer import next_warm, warm_start
 from evolve.workers import WorkerPool
 
@@ -68,7 +68,7 @@ def run_study(config: StudyConfig, display: Display) -> Summary:
     with owned(config):
         study = _opened(config, problem, display)
         study.sampler, study.pruner = sampler, pruner
-        tracker = open_tracker(config, config.directory)
+        tracker = BackgroundTracker(open_tracker(config, config.directory))
         tracker.start(study)
         summary: Summary | None = None
         try:
@@ -97,6 +97,20 @@ def _opened(config: StudyConfig, problem: Problem, display: Display) -> Study:
     if config.limits:
         display.notice(f"limits: {limits_text(config.limits)}")
     return study
+
+
+def sync_record(config: StudyConfig, study: Study) -> tuple[int, bool]:
+    """Write what the tracker lacks of a study that nobody runs at the moment.
+
+    Returns the number of trials written, and whether the record has all of it now. Raises:
+    StudyError while another process runs the study.
+    """
+    with owned(config):
+        tracker = open_tracker(config, config.directory)
+        written = tracker.sync(study)
+        summary = summarise(config, study)
+        done = summary.ended and not any(t.state == TrialState.RUNNING for t in study.trials)
+        return written, tracker.finish(study, summary.to_dict() if done else None)
 
 
 def search(runner: Runner, display: Display) -> None:

@@ -296,8 +296,8 @@ def _finite(value: float) -> float | None:
 
 def export_winner(
     config: StudyConfig, study: Study, formats: list[str] | None, out: Path | None
-) -> list[Path]:
-    """Turn the winner's weights into files by the objective's own export.
+) -> tuple[Path, list[Path]]:
+    """Turn the winner's weights into files by the objective's own export; returns both.
 
     Raises: StudyError if there are no weights or the objective exports nothing, RunFailed if its
     export breaks down.
@@ -317,4 +317,4 @@ def export_winner(
         if getattr(error, "exit_code", None) == 2:
             raise StudyError(str(error)) from error
         raise RunFailed(f"export failed: {type(error).__name__}: {error}") from error
-    return [Path(path) for path in files]
+    return summary.checkpoint, [Path(path) for path in files]

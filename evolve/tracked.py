@@ -138,6 +138,18 @@ def described(description: Mapping[str, Any], folder: Path) -> dict[str, str]:
     }
 
 
+def data_of(description: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return name and digest of each split of the data that an objective describes.
+
+    It says `data`, the name, and `digests`, a mapping from split to digest.
+    """
+    digests = description.get("digests")
+    if not isinstance(digests, Mapping):
+        return {}
+    name = str(description.get("data") or "data")
+    return {str(split): (f"{name} {split}", str(digest)) for split, digest in digests.items()}
+
+
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the leaves of nested mappings under dotted names."""
     leaves: dict[str, Any] = {}

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,12 +15,15 @@ import pytest
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from evolve.champion import keep_files
 from evolve.config import StudyConfig, parse_config
 from evolve.mlflow_store import Store
-from evolve.tracking import MlflowTracker, NullTracker, Tracker, open_tracker
+from evolve.mlflow_tracker import MlflowTracker
+from evolve.tracking import BackgroundTracker, NullTracker, Tracker, open_tracker
 
 SPACE = {"lr0": {"low": 1e-5, "high": 0.1, "log": True}, "momentum": {"low": 0.6, "high": 0.98}}
 EPOCHS = 3
+SUMMARY: dict[str, Any] = {"study": "toy", "verdict": "better", "verdict_text": "better: +0.1"}
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +101,8 @@ class Bench:
     def runs(self) -> dict[int, Any]:
         """Return the trials' runs by number; two of one number are a failure."""
         (parent,) = self.parents()
-        found = self.store.find({"mlflow.parentRunId": parent.info.run_id})
+        found = self.store.find({"evolve.id": parent.data.tags["evolve.id"]})
+        found = [run for run in found if run.data.tags["evolve.kind"] != "study"]
         runs = {int(run.data.tags["evolve.generation"]): run for run in found}
         assert len(runs) == len(found)
         return runs
@@ -108,6 +113,22 @@ class Bench:
     def curve_of(self, run_id: str, metric: str) -> list[tuple[int, float]]:
         history = self.store._client.get_metric_history(run_id, metric)
         return sorted((point.step, point.value) for point in history)
+
+    @property
+    def model(self) -> str:
+        return f"{self.config.tracking.experiment}-toy"
+
+    def versions(self) -> list[Any]:
+        return self.store.versions(self.model)
+
+    def champion(self) -> Any:
+        return self.store._client.get_model_version_by_alias(self.model, "champion")
+
+    def files_of(self, version: Any) -> list[str]:
+        """Return the names of a version's files."""
+        place = version.source.removeprefix(f"runs:/{version.run_id}/")
+        found = self.store._client.list_artifacts(version.run_id, place)
+        return sorted(Path(item.path).name for item in found)
 
     def files(self, number: int, place: str | None = None) -> list[str]:
         run_id = self.runs()[number].info.run_id
@@ -204,7 +225,7 @@ def test_a_pruned_trial_is_killed_with_its_state(bench: Bench) -> None:
 def test_a_running_trial_shows_its_curve_and_values(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evolve.tracking.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("evolve.mlflow_tracker.FLUSH_SECONDS", 0.0)
     trial = bench.begin()
     bench.epochs(trial, last=2)
     run = bench.runs()[trial.number]
@@ -219,8 +240,9 @@ def test_a_running_trial_shows_its_curve_and_values(
 def test_confirmation_runs_are_named_after_their_trial(bench: Bench) -> None:
     bench.run(kind="start")
     number = bench.run(kind="confirm", of=0, repeat=1)
-    run = bench.runs()[number]
+    run, repeated = bench.runs()[number], bench.runs()[0]
     assert (run.info.run_name, run.data.tags["evolve.kind"]) == ("confirm 0/2", "confirm")
+    assert run.data.tags["mlflow.parentRunId"] == repeated.info.run_id
 
 
 def test_the_parent_run_follows_the_best_fitness_of_the_search(bench: Bench) -> None:
@@ -274,20 +296,19 @@ def test_a_trial_keeps_its_small_files_and_other_hyperparameters(bench: Bench) -
 def test_only_the_winner_has_weights(bench: Bench) -> None:
     for value in (0.4, 0.6, 0.5):
         bench.write_results(bench.run(value))
-    bench.tracker.finish(bench.study, None)
-    assert [bench.files(number, "weights") for number in range(3)] == [[], ["weights/best.pt"], []]
+    bench.tracker.finish(bench.study, SUMMARY)
+    has_weights = ["weights" in bench.files(number) for number in range(3)]
+    assert has_weights == [False, True, False]
     (parent,) = bench.parents()
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["evolve.best_trial"] == "1"
 
 
-def test_a_new_winner_takes_the_weights_over(bench: Bench) -> None:
+def test_an_interrupted_study_has_no_champion(bench: Bench) -> None:
     bench.write_results(bench.run(0.4))
     bench.tracker.finish(bench.study, None)
-    bench.restart()
-    bench.write_results(bench.run(0.7))
-    bench.tracker.finish(bench.study, None)
-    assert [bench.files(number, "weights") for number in range(2)] == [[], ["weights/best.pt"]]
+    assert bench.versions() == []
+    assert "weights" not in bench.files(0)
 
 
 def test_the_recommended_trial_and_the_verdict_come_from_the_summary(bench: Bench) -> None:
@@ -303,7 +324,7 @@ def test_the_recommended_trial_and_the_verdict_come_from_the_summary(bench: Benc
         "gain": {"mean": 0.1, "sd": None, "n": 1, "interval": [None, None]},
     }
     bench.tracker.finish(bench.study, summary)
-    assert bench.files(0, "weights") == ["weights/best.pt"]
+    assert "weights" in bench.files(0)
     assert bench.runs()[0].data.tags["evolve.weights_from"] == "trials/2/weights/best.pt"
     (parent,) = bench.parents()
     assert parent.data.tags["mlflow.note.content"].startswith("**better: +0.1**")
@@ -316,6 +337,75 @@ def test_files_lie_beside_the_store_from_wherever_a_study_is_started(
     experiment = bench.store._client.get_experiment(bench.store.experiment)
     place = store_folder / "mlartifacts" / bench.config.tracking.experiment
     assert experiment.artifact_location == place.as_uri()
+
+
+# ---- the champion ------------------------------------------------------------------------------
+
+
+def test_the_winner_becomes_the_champion_with_its_metrics_and_data(bench: Bench) -> None:
+    bench.study.set_user_attr("description", {"data": "cells.yaml", "digests": {"val": "abc"}})
+    bench.write_results(bench.run(0.4))
+    bench.tracker.finish(bench.study, SUMMARY)
+    version = bench.champion()
+    expected = {"fitness": "0.4", "mAP50-95": "0.25", "verdict": "better", "data": "cells.yaml"}
+    assert (expected | {"digests.val": "abc", "trial": "0"}).items() <= version.tags.items()
+    assert version.description == "better: +0.1"
+    assert (version.run_id, bench.files_of(version)) == (bench.runs()[0].info.run_id, ["best.pt"])
+    assert dict(bench.tracker.links())["the champion"].endswith(f"/#/models/{bench.model}")
+
+
+def test_the_same_weights_stay_one_version(bench: Bench) -> None:
+    bench.write_results(bench.run(0.4))
+    for text in ("no difference shown", "better"):
+        bench.restart()
+        bench.tracker.finish(bench.study, {**SUMMARY, "verdict_text": text})
+    assert [version.description for version in bench.versions()] == ["better"]
+
+
+def test_a_new_winner_is_a_new_version_and_the_old_one_keeps_its_weights(bench: Bench) -> None:
+    for value in (0.4, 0.7):
+        bench.write_results(bench.run(value))
+        bench.tracker.finish(bench.study, SUMMARY)
+        bench.restart()
+    newest, oldest = bench.versions()
+    assert bench.champion().version == newest.version
+    assert (newest.tags["trial"], oldest.tags["trial"]) == ("1", "0")
+    assert [bench.files_of(version) for version in (newest, oldest)] == [["best.pt"]] * 2
+
+
+def test_a_repeat_that_left_the_weights_gives_the_metrics(bench: Bench) -> None:
+    bench.write_results(bench.run(0.6))
+    repeat = bench.run(0.5, kind="confirm", of=0, repeat=0)
+    bench.write_results(repeat)
+    weights = bench.directory(repeat) / "weights" / "best.pt"
+    bench.tracker.finish(bench.study, {**SUMMARY, "checkpoint": str(weights)})
+    tags = bench.champion().tags
+    assert (tags["fitness"], tags["trial"], tags["trained_by"]) == ("0.5", "0", "1")
+
+
+def test_engines_lie_beside_the_weights_they_were_made_of(bench: Bench, tmp_path: Path) -> None:
+    bench.write_results(bench.run(0.4))
+    weights = bench.directory(0) / "weights" / "best.pt"
+    engine, sidecar = tmp_path / "best.onnx", tmp_path / "best.onnx.json"
+    for path in (engine, sidecar):
+        path.write_text("x")
+    assert keep_files(bench.config, weights, [engine]) == ""  # nobody registered them
+    bench.tracker.finish(bench.study, SUMMARY)
+    line = keep_files(bench.config, weights, [engine, sidecar])
+    assert line == f"in MLflow: {bench.model} version 1"
+    assert bench.files_of(bench.champion()) == ["best.onnx", "best.onnx.json", "best.pt"]
+    assert bench.champion().tags["formats"] == "onnx"
+
+
+def test_each_run_names_its_data(bench: Bench) -> None:
+    trial = bench.begin()
+    told = bench.study.tell(trial, 0.5)
+    description = {"data": "cells.yaml", "digests": {"train": "aa", "val": "b" * 64}}
+    bench.tracker.trial_finished(told, bench.directory(0), description)
+    inputs = bench.runs()[0].inputs.dataset_inputs
+    found = {one.tags[0].value: (one.dataset.name, one.dataset.digest) for one in inputs}
+    # MLflow takes 36 characters of a digest
+    assert found == {"train": ("cells.yaml train", "aa"), "val": ("cells.yaml val", "b" * 36)}
 
 
 # ---- resuming --------------------------------------------------------------------------------
@@ -355,7 +445,7 @@ def test_a_trial_without_a_folder_is_written_from_the_study(bench: Bench) -> Non
 def test_a_run_that_a_dead_process_left_half_written_is_completed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evolve.tracking.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("evolve.mlflow_tracker.FLUSH_SECONDS", 0.0)
     trial = bench.begin()
     bench.epochs(trial, last=2)
     bench.study.tell(trial, 0.5)  # the process dies before it tells the tracker
@@ -368,7 +458,7 @@ def test_a_run_that_a_dead_process_left_half_written_is_completed(
 def test_a_trial_taken_up_again_goes_on_in_its_run(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evolve.tracking.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("evolve.mlflow_tracker.FLUSH_SECONDS", 0.0)
     trial = bench.begin()
     bench.epochs(trial, last=2)
     run_id = bench.runs()[trial.number].info.run_id
@@ -383,7 +473,7 @@ def test_a_trial_taken_up_again_goes_on_in_its_run(
 
 def test_a_run_without_its_trial_is_closed(bench: Bench) -> None:
     (parent,) = bench.parents()
-    tags = {"mlflow.parentRunId": parent.info.run_id, "evolve.generation": "0"}
+    tags = {"evolve.id": parent.data.tags["evolve.id"], "evolve.generation": "0"}
     run_id = bench.store.create("trial 0", tags).run_id
     bench.restart()
     run = bench.store.get(run_id)
@@ -393,7 +483,7 @@ def test_a_run_without_its_trial_is_closed(bench: Bench) -> None:
 def test_of_two_runs_of_one_trial_one_stays(bench: Bench) -> None:
     number = bench.run()
     (parent,) = bench.parents()
-    tags = {"mlflow.parentRunId": parent.info.run_id, "evolve.generation": str(number)}
+    tags = {"evolve.id": parent.data.tags["evolve.id"], "evolve.generation": str(number)}
     bench.store.create("trial 0", tags)
     bench.restart()
     assert bench.runs()[number].data.metrics["fitness"] == 0.5
@@ -470,6 +560,48 @@ def test_what_a_full_disk_lost_is_written_when_the_study_ends(
         run = bench.runs()[number]
         assert (run.info.status, run.data.metrics["fitness"]) == ("FINISHED", 0.5)
         assert bench.curve(number, "fitness_by_epoch") == [(1, 0.1), (2, 0.2), (3, 0.3)]
+
+
+def test_a_store_that_is_back_gets_what_it_missed_while_the_study_runs(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> None:
+        raise ConnectionError("refused")
+
+    with monkeypatch.context() as server:
+        server.setattr(Store, "log", away)
+        numbers = [bench.run() for _ in range(4)]
+    monkeypatch.setattr("evolve.mlflow_tracker.REST_SECONDS", 0.0)
+    assert isinstance(bench.tracker, MlflowTracker)
+    bench.tracker._rest_until = 0.0  # a minute has passed
+    bench.run()
+    assert all(bench.runs()[number].info.status == "FINISHED" for number in numbers)
+
+
+class SlowTracker(NullTracker):
+    """A tracker that waits, for a test of who waits for it."""
+
+    def __init__(self) -> None:
+        self.gate, self.calls = threading.Event(), list[str]()
+
+    def trial_epoch(self, number: int, step: int, metrics: dict[str, float]) -> None:
+        assert self.gate.wait(20)
+        self.calls.append(f"epoch {step}")
+
+    def finish(self, study: Study, summary: dict[str, Any] | None) -> bool:
+        self.calls.append("finish")
+        return True
+
+
+def test_a_slow_store_holds_up_no_trial_and_loses_nothing(bench: Bench) -> None:
+    slow = SlowTracker()
+    tracker = BackgroundTracker(slow)
+    for step in range(3):
+        tracker.trial_epoch(0, step, {})
+    assert slow.calls == []  # all three calls came back while the store was waiting
+    slow.gate.set()
+    assert tracker.finish(bench.study, None)
+    assert slow.calls == ["epoch 0", "epoch 1", "epoch 2", "finish"]
 
 
 def test_the_environment_stays_as_it_was(bench: Bench) -> None:

@@ -107,10 +107,11 @@ def measure_kill(folder: Path, kills: int = 10, trials: int = 60) -> dict[str, A
     uri = f"sqlite:///{folder}/mlflow.db"
     write_config(folder, uri, trials)
     for _ in range(kills):
+        goal = done_trials(folder) + random.randint(1, 5)
         study = start_study(folder, TRACKING_SLEEP="0.05")
-        while not (folder / "runs/evolve/tracking/trials").is_dir() and study.poll() is None:
-            time.sleep(0.1)  # it makes its store
-        time.sleep(random.uniform(1.0, 8.0))  # of which some three are imports
+        while done_trials(folder) < goal and study.poll() is None:
+            time.sleep(0.05)
+        time.sleep(random.uniform(0.0, 0.5))
         os.kill(study.pid, signal.SIGKILL)
         study.wait()
         print(f"killed with {done_trials(folder)} trials done", file=sys.stderr, flush=True)

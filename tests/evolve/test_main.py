@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from evolve.__main__ import main
+from evolve.mlflow_store import Store
 
 WriteStudy = Callable[..., Path]
 EXPORTING = """
@@ -179,6 +180,28 @@ def test_an_earlier_search_is_imported_and_written_again(
     assert err.startswith("error: none.txt")
     code, _, err = run_main(capsys, "import", "evolve.csv", "--set", "limits.F1=1")
     assert (code, "cannot be held against limits" in err) == (2, True)
+
+
+def test_sync_writes_what_mlflow_lacks(
+    write_study: WriteStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_study(generations=3)
+    assert run_main(capsys, "run")[0] == 0  # without tracking
+    code, out, err = run_main(capsys, "sync")
+    assert (code, out) == (2, "")
+    assert "tracking is off" in err
+
+    write_study(generations=3, tracking={"uri": "sqlite:///runs/mlflow.db"})
+    code, out, _ = run_main(capsys, "sync", "--json")
+    assert (code, json.loads(out)) == (0, {"study": "toy", "written": 3})
+    store = Store(f"sqlite:///{Path('runs/mlflow.db').resolve()}", "evolve")
+    runs = store.find({"evolve.kind": "trial"})
+    assert sorted(run.data.tags["evolve.generation"] for run in runs) == ["0", "1", "2"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert [version.tags["study"] for version in store.versions("evolve-toy")] == ["toy"]
+
+    code, out, _ = run_main(capsys, "sync")
+    assert (code, out) == (0, "0 trials written: MLflow has all of study toy\n")
 
 
 def test_a_study_without_a_result_has_no_winner(

@@ -26,10 +26,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evolve.choice import FINALISTS
 from evolve.config import StudyConfig, load_config
-from evolve.problem import start_values
+from evolve.objective import load_objective
+from evolve.problem import start_values, train_fields_of
 from evolve.record import CONFIRM, SEARCH, START, fitness, generations, ranking
 from evolve.storage import open_study
-from evolve.summary import TOTAL
+from evolve.summary import TOTAL, TRAIN_FIELDS
 from evolve.yamlfile import read_yaml, write_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,6 +102,7 @@ def fill(config: StudyConfig, count: int) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = open_study(config)
     study.set_user_attr(TOTAL, count)
+    study.set_user_attr(TRAIN_FIELDS, train_fields_of(load_objective(config.objective)))
     trials = search_of(config, count)
     chosen = [trial.number for trial in ranking(trials) if trial.number][:REPEATS]
     study.set_user_attr(FINALISTS, {"generations": generations(trials), "trials": chosen})

@@ -68,9 +68,8 @@ def main(argv: list[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Start or resume the study."""
     from evolve.display import Display
-    from evolve.printout import insight_lines, result_text
+    from evolve.printout import found_lines, result_text
     from evolve.problem import start_values
-    from evolve.storage import load_study
     from evolve.study import run_study
 
     config = _config(arguments)
@@ -81,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(summary.to_dict()))
     else:
-        print(result_text(config, summary, start, insight_lines(config, load_study(config))))
+        print(result_text(config, summary, start, found_lines(config, summary.found)))
     return 0
 
 

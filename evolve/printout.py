@@ -11,7 +11,7 @@ from evolve.config import StudyConfig, load_config
 from evolve.display import ending, label
 from evolve.errors import StudyError
 from evolve.fidelity import rank_text
-from evolve.findings import findings, scope_text
+from evolve.findings import Findings, findings, scope_text
 from evolve.front import front_table
 from evolve.insight import insight_text
 from evolve.objective import load_objective
@@ -65,7 +65,11 @@ def status_text(summary: Summary, study: Study, last: int = 10) -> str:
 
 def insight_lines(config: StudyConfig, study: Study) -> list[str]:
     """Return what a study says beside its result: which genes matter, and which epochs rank."""
-    found = findings(config, study)
+    return found_lines(config, findings(config, study))
+
+
+def found_lines(config: StudyConfig, found: Findings | None) -> list[str]:
+    """Return findings as lines."""
     if found is None:
         return []
     ranks = rank_text(found.checks)

@@ -1,7 +1,7 @@
 """What a study searches: genes, their start values, and the constants beside them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,18 +101,22 @@ def _same(value: Any, other: Any) -> bool:
     return bool(value == other)
 
 
+def train_fields_of(objective: Objective) -> list[str]:
+    """Return the names that an objective calls settings of a training; none if it does not say."""
+    train_fields = objective.optional("train_fields")
+    return [] if train_fields is None else sorted(train_fields())
+
+
 def best_values(
-    config: StudyConfig, objective: Objective, params: Mapping[str, Any]
+    config: StudyConfig, train_fields: Iterable[str], params: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return every value of a configuration as best.yaml holds it: hyperparameters, and `train:`.
 
-    The objective knows which names belong to `train`; if it does not say, those of the settings and
-    of the start file's `train` do.
+    Without `train_fields`, the names that belong to `train`, those of the settings and of the start
+    file's `train` do.
     """
-    train_fields = objective.optional("train_fields")
-    if train_fields is not None:
-        train_names = set(train_fields())
-    else:
+    train_names = set(train_fields)
+    if not train_names:
         train_names = {*config.start.train, *config.settings} - {*config.start.values}
     # a gene that the preflight locked stands at its start value
     values = {**_constants(config, start_values(config, lambda _: None)), **params}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -76,31 +76,43 @@ def write_parameter_plot(study: Study, config: StudyConfig, path: Path) -> None:
     names = _names(trial.params for trial in scene.drawn)
     columns = min(5, max(1, math.ceil(math.sqrt(len(names)))))
     rows = max(1, math.ceil(len(names) / columns))
-    figure = new_figure(max(7.0, 2.6 * columns + 1.2), 2.5 * rows + 1.1)
-    grid = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+    figure, grid = _panels(rows, columns)
     dots = None
-    for axes, name in zip(grid, names, strict=False):
+    for index, (axes, name) in enumerate(zip(grid, names, strict=False)):
+        axes.set_ylim(*scene.range)  # first: what is drawn then need not be measured
+        axes.tick_params(labelleft=index % columns == 0)
         dots = _draw_parameter(axes, name, scene)
     for axes in grid[len(names) :]:
         axes.set_axis_off()
     for axes in grid[: len(names) : columns]:
         axes.set_ylabel("fitness")
-    grid[0].set_ylim(*scene.range)
     few = len(scene.drawn) < len(scene.measured)
     title = _title(config, scene) + f" ({len(scene.drawn)} of the trials drawn)" * few
-    figure.suptitle(title, x=0.01, ha="left")
+    figure.suptitle(title, x=0.01, y=1 - 0.12 / figure.get_figheight(), ha="left")
     if dots is not None:
-        figure.colorbar(dots, ax=grid.tolist(), label="trial", shrink=0.8, aspect=40)
+        place = figure.add_axes((1 - 1.0 / figure.get_figwidth(), 0.15, 0.012, 0.7))
+        figure.colorbar(dots, cax=place, label="trial")
         handles, labels = grid[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
     save(figure, path)
 
 
-def new_figure(width: float, height: float) -> Any:
+def _panels(rows: int, columns: int) -> tuple[Any, Any]:
+    """Return a figure and its panels; places by hand, as 24 panels take seconds to lay out."""
+    width, height = max(7.0, 2.6 * columns + 1.5), 2.5 * rows + 1.1  # inches
+    figure = new_figure(width, height, layout=None)
+    margins = {"left": 0.75 / width, "right": 1 - 1.2 / width}
+    margins |= {"bottom": 0.85 / height, "top": 1 - 0.75 / height, "wspace": 0.1, "hspace": 0.36}
+    return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=margins).flatten()
+
+
+def new_figure(
+    width: float, height: float, layout: Literal["constrained"] | None = "constrained"
+) -> Any:
     """Return an empty figure of Matplotlib, inches; only this file imports it."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    return Figure(figsize=(width, height), dpi=DPI, layout=layout)
 
 
 def add_lines(

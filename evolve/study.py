@@ -16,10 +16,11 @@ from evolve.confirm import missing_repeat
 from evolve.display import Display
 from evolve.errors import ConfigError
 from evolve.fidelity import build_pruner
+from evolve.findings import Findings, findings
 from evolve.limits import limits_text
 from evolve.machine import Placement, place_workers
 from evolve.objective import load_objective
-from evolve.problem import Problem, build_problem, with_fitness
+from evolve.problem import Problem, build_problem, train_fields_of, with_fitness
 from evolve.record import (
     CONFIRM,
     DIVERGED,
@@ -34,7 +35,7 @@ from evolve.rehearsal import rehearsal
 from evolve.runner import Runner
 from evolve.samplers import build_sampler
 from evolve.storage import claim_folder, open_study, owned
-from evolve.summary import HYP_BEST, TOTAL, Summary, summarise, write_best
+from evolve.summary import HYP_BEST, TOTAL, TRAIN_FIELDS, Summary, summarise, write_best
 from evolve.tracking import BackgroundTracker, Tracker, open_tracker
 from evolve.transfer import next_warm, warm_start
 from evolve.workers import WorkerPool
@@ -67,6 +68,7 @@ def run_study(config: StudyConfig, display: Display) -> Summary:
     )
     with owned(config):
         study = _opened(config, problem, display)
+        study.set_user_attr(TRAIN_FIELDS, train_fields_of(objective))
         study.sampler, study.pruner = sampler, pruner
         tracker = BackgroundTracker(open_tracker(config, config.directory))
         tracker.start(study)
@@ -81,6 +83,7 @@ def run_study(config: StudyConfig, display: Display) -> Summary:
                 search(runner, display)
                 confirm(runner, display)
             summary = replace(summarise(config, study), files=[])  # what this run writes
+            summary = replace(summary, found=_found(config, study))
             write_best(config, study, summary)
         finally:
             _record(config, study, tracker, summary)
@@ -197,6 +200,15 @@ def _failed_starts(study: Study) -> list[str]:
         for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
         if kind_of(trial) == START
     ]
+
+
+def _found(config: StudyConfig, study: Study) -> Findings | None:
+    """Return what the trials say, once for terminal and page; no fault costs a study."""
+    try:
+        return findings(config, study)
+    except Exception as error:  # of an estimate that nothing depends on
+        log.warning("what the trials say together could not be computed: %s", error)
+        return None
 
 
 def _record(config: StudyConfig, study: Study, tracker: Tracker, summary: Summary | None) -> None:

@@ -16,10 +16,11 @@ from evolve.config import StudyConfig
 from evolve.confirm import Gain, Measured, Verdict, judge
 from evolve.errors import RunFailed, StudyError
 from evolve.fidelity import saved_share
+from evolve.findings import Findings
 from evolve.front import pareto_front
 from evolve.limits import limits_text
 from evolve.objective import load_objective
-from evolve.problem import best_values
+from evolve.problem import best_values, train_fields_of
 from evolve.recommend import Recommendation
 from evolve.record import (
     CONFIRM,
@@ -38,6 +39,7 @@ from evolve.yamlfile import write_yaml
 HYP_BEST = Path("hyp/best.yaml")  # of the study that ended last, whichever it was
 FILES = ("best.yaml", "report.html")  # of a result, in the study's folder
 TOTAL = "generations"  # user attribute of the study: what its last run was to reach
+TRAIN_FIELDS = "train_fields"  # ... : names that are settings of a training; [] if nobody says
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Summary:
     `ended` is why the search ended, empty while it has not; `estimate` what is known of the
     recommended values; `front` the best trade-offs of several `objectives`; `infeasible` the number
     of complete trials beyond the `limits`; `files` those of the result in the study's folder, at
-    the end of a run those that it wrote.
+    the end of a run those that it wrote; `train_fields` the names that stand under `train:` in
+    best.yaml, None where the study does not say; `found` what a run learned from its trials.
     """
 
     study: str
@@ -69,6 +72,8 @@ class Summary:
     front: list[FrozenTrial] = field(default_factory=list)
     limits: str = ""
     infeasible: int = 0
+    train_fields: list[str] | None = None
+    found: Findings | None = None
     files: list[Path] = field(default_factory=list)
     links: list[tuple[str, str]] = field(default_factory=list)  # pages of the tracker
 
@@ -133,6 +138,7 @@ def summarise(config: StudyConfig, study: Study) -> Summary:
         objectives=config.objectives,
         front=pareto_front(trials, config.objectives) if config.objectives else [],
         limits=limits_text(config.limits),
+        train_fields=study.user_attrs.get(TRAIN_FIELDS),
         infeasible=sum(not feasible(trial) for trial in ranking(trials)),
         files=[config.directory / name for name in FILES if (config.directory / name).is_file()],
     )
@@ -158,7 +164,10 @@ def _chosen(
 
 def best_yaml(config: StudyConfig, summary: Summary) -> str:
     """Return best.yaml: a comment with the verdict, all hyperparameters, the settings."""
-    values = best_values(config, load_objective(config.objective), recommended_params(summary))
+    fields = summary.train_fields
+    if fields is None:  # a study of an older version
+        fields = train_fields_of(load_objective(config.objective))
+    values = best_values(config, fields, recommended_params(summary))
     return "".join(f"# {line}\n" for line in _header(summary)) + write_yaml(values)
 
 

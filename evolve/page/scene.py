@@ -145,7 +145,7 @@ def scene_of(config: StudyConfig, study: Study, summary: Summary) -> Scene:
         start=starts[0] if starts else None,
         winner=winner,
         start_values=start_of(config, trials),
-        found=findings(config, study),
+        found=summary.found or findings(config, study),
         stop=stop_reason(study),
         options=_options(config),
         described=description_of(study),

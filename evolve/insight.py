@@ -26,7 +26,8 @@ from evolve.gene import DEFAULT_SIGMA, Gene
 from evolve.space import Space
 
 LOCK_AFTER = 60  # trials of a gene before it is called useless
-MATTERS, LITTLE, NOTHING = "matters", "little", "no effect seen"
+MATTERS, UNSURE, LITTLE = "matters", "unsure", "little"
+NOTHING = "no effect seen"
 TRIED = 0.2  # share of its range that a gene must have covered before it is called useless
 
 
@@ -34,7 +35,8 @@ TRIED = 0.2  # share of its range that a gene must have covered before it is cal
 class Importance:
     """What is known about one gene's effect.
 
-    `share` of all genes' effect, beyond what chance shows, 0 to 1; `word` says it plainly;
+    `share` of all genes' effect, beyond what chance shows, 0 to 1; `word` says it plainly: unsure
+    is a share that most measures, or one half of the trials, do not show;
     `evidence` has each measure's own importance, which sum to 1 over the genes, and `seen` the
     measures that find more than chance; `steady`: both halves of the trials find it; `trials` in
     which the gene was active, and `tried`, the share of its range that four fifths of them cover.
@@ -133,8 +135,9 @@ def _combined(
     counts = data.active.sum(axis=0)
     found = []
     for place, name in enumerate(names):
-        solid = 2 * votes[place] > len(findings) and shares[place] >= enough
-        word = MATTERS if solid and (steady[place] or votes[place] == len(findings)) else LITTLE
+        solid = 2 * votes[place] > len(findings)
+        solid = solid and (steady[place] or votes[place] == len(findings))
+        word = LITTLE if shares[place] < enough else MATTERS if solid else UNSURE
         tried = data.cube[data.active[:, place], place]
         low, high = np.quantile(tried, (0.1, 0.9)) if len(tried) else (0.0, 0.0)
         found.append(

@@ -45,9 +45,14 @@ def write_trials_csv(study: Study, config: StudyConfig, path: Path) -> None:
             writer.writerow({**row, "state": trial.state.name.lower(), "fitness": value_of(trial)})
 
 
-def write_convergence_plot(study: Study, config: StudyConfig, path: Path) -> None:
-    """Draw fitness by trial, the best so far, the start value, and the repeats with other seeds."""
-    scene = _scene(study)
+def write_convergence_plot(
+    study: Study, config: StudyConfig, path: Path, recommended: int | None = None
+) -> None:
+    """Draw fitness by trial, the best so far, the start value, and the repeats with other seeds.
+
+    The star is the `recommended` trial; None: the one that measured best.
+    """
+    scene = _scene(study, recommended)
     repeats = _repeats(scene)
     figure = new_figure(10, 5)
     if repeats:
@@ -70,9 +75,11 @@ def write_convergence_plot(study: Study, config: StudyConfig, path: Path) -> Non
     save(figure, path)
 
 
-def write_parameter_plot(study: Study, config: StudyConfig, path: Path) -> None:
+def write_parameter_plot(
+    study: Study, config: StudyConfig, path: Path, recommended: int | None = None
+) -> None:
     """Draw fitness against each hyperparameter: later trials brighter, winner and start marked."""
-    scene = _scene(study)
+    scene = _scene(study, recommended)
     names = _names(trial.params for trial in scene.drawn)
     columns = min(5, max(1, math.ceil(math.sqrt(len(names)))))
     rows = max(1, math.ceil(len(names) / columns))
@@ -137,6 +144,8 @@ def save(figure: Any, path: Path) -> None:
 class _Scene:
     """The trials of a study; those of the `search`, and of these the `measured` with a fitness.
 
+    `winner` is what is recommended, `word` calls it so; or what measured best.
+
     Of the measured ones the `drawn` stand in pictures with a panel for each hyperparameter.
     """
 
@@ -146,6 +155,7 @@ class _Scene:
     drawn: list[FrozenTrial]
     start: FrozenTrial | None
     winner: FrozenTrial | None
+    word: str = "best"
 
     @cached_property
     def range(self) -> tuple[float, float]:
@@ -169,15 +179,18 @@ class _Repeat:
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
 
-def _scene(study: Study) -> _Scene:
+def _scene(study: Study, recommended: int | None = None) -> _Scene:
     trials = study.get_trials(deepcopy=False)
     search = [t for t in trials if kind_of(t) != CONFIRM and t.state.is_finished()]
     measured = [t for t in search if t.state != TrialState.FAIL and t.values]
     starts = [t for t in measured if kind_of(t) == START and t.state == TrialState.COMPLETE]
     first = [t for t in measured if t.number == 0]
     start, winner = next(iter(starts or first), None), next(iter(ranking(trials)), None)
+    named = [trial for trial in measured if trial.number == recommended]
+    winner = named[0] if named else winner
     drawn = thinned_out(measured, {trial.number for trial in (start, winner) if trial}, 1.0)
-    return _Scene(trials, search, measured, drawn, start, winner)
+    word = "recommended" if named else "best"
+    return _Scene(trials, search, measured, drawn, start, winner, word)
 
 
 def _repeats(scene: _Scene) -> list[_Repeat]:
@@ -209,9 +222,8 @@ def _draw_progress(axes: Any, scene: _Scene, low: float) -> None:
     if scene.start is not None:
         axes.axhline(fitness(scene.start), color=GREY, ls="--", lw=1.2, label="start values")
     if scene.winner is not None:
-        _star(
-            axes, scene.winner.number, fitness(scene.winner), f"best: trial {scene.winner.number}"
-        )
+        text = f"{scene.word}: trial {scene.winner.number}"
+        _star(axes, scene.winner.number, fitness(scene.winner), text)
     if not scene.measured:
         axes.text(
             0.5, 0.5, "no trial has ended with a fitness yet", transform=axes.transAxes, ha="center"
@@ -255,7 +267,7 @@ def _draw_parameter(axes: Any, name: str, scene: _Scene) -> Any:
     if scene.start is not None and name in scene.start.params:
         scatter([scene.start], marker="D", s=45, fc="none", ec=VERMILION, lw=1.8, label="start")
     if scene.winner is not None and name in scene.winner.params:
-        _star(axes, place(scene.winner), fitness(scene.winner), "best")
+        _star(axes, place(scene.winner), fitness(scene.winner), scene.word)
         value = scene.winner.params[name]
         title += f" = {value:.3g}" if isinstance(value, float) else f" = {value}"
     axes.set_title(title, fontsize="medium")
@@ -332,7 +344,8 @@ def _title(config: StudyConfig, scene: _Scene) -> str:
     title = f"{config.study.name}: {len(scene.search)} trials"
     if scene.start is None or scene.winner is None:
         return title
-    return f"{title}, start {fitness(scene.start):.4f}, best {fitness(scene.winner):.4f}"
+    start, winner = (fitness(trial) for trial in (scene.start, scene.winner))
+    return f"{title}, start {start:.4f}, {scene.word} {winner:.4f}"
 
 
 def formula(config: StudyConfig) -> str:

@@ -197,6 +197,13 @@ def dot(x: float, y: float, trial: int, css: str = "ok", radius: float = 3.2) ->
     return f'<circle class="m {css}" data-n="{trial}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"/>'
 
 
+def beyond(x: float, y: float, trial: int, css: str = "ok", up: bool = False) -> str:
+    """Return an open arrow head: a trial whose value lies beyond that end of the axis."""
+    side = -1 if up else 1
+    shape = f"M{x - 4:.1f} {y - 7 * side:.1f}h8l-4 {6 * side}z"
+    return f'<path class="m {css} beyond" data-n="{trial}" d="{shape}"/>'
+
+
 def triangle(x: float, y: float, trial: int, css: str = "early") -> str:
     """Return a triangle: a trial that was stopped early."""
     return f'<path class="m {css}" data-n="{trial}" d="M{x:.1f} {y - 3.6:.1f}l3.6 6.4h-7.2z"/>'

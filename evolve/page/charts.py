@@ -13,6 +13,7 @@ from evolve.page.axes import (
     Axis,
     Plot,
     area,
+    beyond,
     cross,
     diamond,
     dot,
@@ -39,6 +40,7 @@ Floats = NDArray[np.float64]
 SIGNS = {
     "complete": dot(8, 8, -1),
     "over": dot(8, 8, -1, "ok over"),
+    "beyond": beyond(8, 12, -1),
     "early": triangle(8, 8, -1),
     "failed": cross(8, 8, -1),
     "start": diamond(8, 8, size=5),
@@ -80,6 +82,9 @@ def progress(scene: Scene) -> Markup:
     entries += [("early", "stopped early")] * (TrialState.PRUNED in states)
     entries += [("failed", "failed (at the lower edge)")] * (TrialState.FAIL in states)
     entries += [("over", "beyond a limit")] * any(not feasible(t) for t in scene.complete)
+    low, high = scene.range()
+    far = any(not low < fitness(trial) < high for trial in scene.complete)
+    entries += [("beyond", "worse than this axis shows")] * far
     if scene.start is not None:
         entries.append(("level", "start values"))
     if noise_of(scene) is not None:
@@ -155,10 +160,13 @@ def _mark(plot: Plot, trial: FrozenTrial, x: float) -> str:
     column = plot.px(x)
     if trial.state == TrialState.FAIL or not trial.values or not math.isfinite(trial.values[0]):
         return cross(column, plot.row(0) - 5, trial.number)
-    row = plot.py(fitness(trial))
+    place = plot.y.place(fitness(trial))
+    row, css = plot.row(place), "ok" if feasible(trial) else "ok over"
     if trial.state == TrialState.PRUNED:
         return triangle(column, row, trial.number)
-    return dot(column, row, trial.number, "ok" if feasible(trial) else "ok over")
+    if place in (0.0, 1.0):
+        return beyond(column, row, trial.number, css, up=place == 1.0)
+    return dot(column, row, trial.number, css)
 
 
 # ---- trade-offs

@@ -34,7 +34,7 @@ def picture_pair(scene: Scene) -> Markup:
             source = data_uri(found[name]) if name in found else None
             if source is not None:
                 image = tag("img", src=source, alt=f"{title}: {name}", loading="lazy")
-                caption = tag("figcaption", tag("b", title), f" · {name}")
+                caption = tag("figcaption", tag("b", title), f" · {found[name].name}")
                 figures.append(tag("figure", caption, image))
     return tag("div", *figures, class_="pictures") if figures else Markup("")
 

@@ -10,7 +10,7 @@ from evolve.description import digests_of
 from evolve.evidence import LEAST
 from evolve.fidelity import rank_text
 from evolve.findings import scope_text
-from evolve.insight import NOTHING
+from evolve.insight import NOTHING, UNSURE
 from evolve.page import charts, tables, timeline, traces, verdict
 from evolve.page.markup import Markup, escaped, joined, number, table, tag
 from evolve.page.pictures import picture_pair
@@ -156,6 +156,8 @@ def _importance(scene: Scene) -> Section:
         notes.insert(0, "No hyperparameter stands out from chance.")
     measures = ", ".join(scene.importances[0].evidence)
     notes.append(f"Shares of all effects beyond what chance shows, by {measures}.")
+    if any(found.word == UNSURE for found in scene.importances):
+        notes.append("Unsure: most measures, or one half of the trials, do not show it.")
     scope = scope_text(scene.config.objectives)
     notes += [f"Importance is {scope}."] * bool(scope)
     return "importance", name, joined([chart, *map(_note, notes)])

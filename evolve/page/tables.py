@@ -8,7 +8,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from evolve.insight import NOTHING
+from evolve.insight import MATTERS, NOTHING
 from evolve.page.markup import Markup, fixed, joined, number, signed, table, tag
 from evolve.page.pictures import class_metrics
 from evolve.page.scene import Scene, place_of
@@ -34,10 +34,11 @@ def values_table(scene: Scene) -> Markup:
         found = shares.get(gene.name)
         cells = [tag("b", gene.name), number(began), _new_value(scene, gene, won)]
         cells += [_move(gene, began, won), _range_text(gene)]
-        share = "" if found is None or found.word == NOTHING else f"{found.share:.0%} "
-        cells += [f"{share}{found.word}" if found else ""] if shares else []
+        share = "–" if found is None or found.word == NOTHING else f"{found.share:.0%}"
+        matters = found is not None and found.word == MATTERS
+        cells += [tag("b", share) if matters else share] if shares else []
         rows.append(cells)
-    head = ["hyperparameter", "start", "recommended", "place in its range", "range"]
+    head = ["hyperparameter", "start", "recommended", "place in range", "range"]
     return table(head + ["importance"] * bool(shares), rows, "values")
 
 

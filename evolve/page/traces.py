@@ -43,7 +43,7 @@ def _parallel(
     """Draw upright axes side by side, or lying ones below each other, which suit a phone."""
     across = 960.0 if upright else 360.0
     down = 340.0 if upright else 48.0 * (len(genes) + 1) + 10
-    ends = (24.0, down - 44) if upright else (92.0, across - 24)
+    ends = (24.0, down - 44) if upright else (106.0, across - 24)
     first, last = (50.0, across - 50) if upright else (22.0, down - 30)
     step = (last - first) / max(1, len(genes))
 
@@ -95,7 +95,7 @@ def _spine(
         parts.append(label(left, low + shift, name, css="title"))
     else:
         short = name if len(name) <= 13 else f"{name[:12]}…"
-        parts.append(label(86, low + 4, short, "end", "title"))
+        parts.append(label(99, low + 4, short, "end", "title"))
     return parts
 
 

@@ -85,7 +85,7 @@ def _relative(scene: Scene, gain: Gain) -> str:
     start = scene.summary.verdict.start
     if start is None or not start.mean > 0:
         return ""
-    return f" ({gain.mean / start.mean:+.1%})"
+    return f" ({100 * gain.mean / start.mean:+.1f} %)"
 
 
 def hero(scene: Scene) -> Markup:

@@ -34,9 +34,12 @@ def write_report(config: StudyConfig, study: Study, summary: Summary) -> list[Pa
         partial.write_text(text, encoding="utf-8", errors="replace")
     files = [folder / PAGE, folder / "trials.csv"]
     write_trials_csv(study, config, folder / "trials.csv")
-    write_convergence_plot(study, config, folder / "convergence.png")
-    write_parameter_plot(study, config, folder / "parameters.png")
-    files += [folder / "convergence.png", folder / "parameters.png"]
+    for name, draw in (
+        ("convergence", write_convergence_plot),
+        ("parameters", write_parameter_plot),
+    ):
+        files.append(folder / f"{name}.png")
+        draw(study, config, files[-1], scene.winner.number if scene.winner else None)
     for name, write in (("importance", write_importance_plot), ("parallel", write_parallel_plot)):
         path = folder / f"{name}.png"
         if write(scene, path):

@@ -249,7 +249,7 @@ def test_one_measure_that_sees_an_effect_prevents_a_lock() -> None:
     scales = {"a": 0.2, "b": 0.4, "c": 0.3, "d": 9.0}
     found = importance(searched(FOUR, hill), FOUR, length_scales=scales)
     assert [line[0] for line in lock_proposals(found, FOUR)] == ["d"]
-    assert named(found)["c"].word == "little"
+    assert named(found)["c"].word == "unsure"
 
 
 def test_a_gene_that_was_hardly_moved_is_not_proposed() -> None:

@@ -112,7 +112,8 @@ def test_a_gain_is_told_with_its_interval_and_pairs() -> None:
     page = page_of(config, confirmed([0.19, 0.21], config))
     # mean 0.20; sd sqrt(2 * 0.01^2) = 0.014142; t(90 %, 1) = 6.3138: half 6.3138 * 0.01 = 0.0631
     assert (
-        "Trial 1 is better than the start values: +0.2000 fitness (+40.0%)" in page.words["verdict"]
+        "Trial 1 is better than the start values: +0.2000 fitness (+40.0 %)"
+        in page.words["verdict"]
     )
     assert "90 % interval +0.1369 to +0.2631, 2 pairs of trainings" in page.words["verdict"]
     assert "✓" in page.words["verdict"]
@@ -397,6 +398,14 @@ def test_repeats_are_not_proposed_while_they_are_to_come() -> None:
     for confirm, proposed in (({"finalists": 1, "seeds": 2}, False), (0, True)):
         words = page_of(configured(confirm=confirm), study).words["next"]
         assert ("Find out whether it is real" in words) == proposed
+
+
+def test_a_value_far_below_is_drawn_as_such_and_explained() -> None:
+    config = configured(confirm=0)
+    for values, far in (([0.50, 0.51, 0.52, 0.53, 0.1], 1), ([0.50, 0.51, 0.52, 0.53, 0.5], 0)):
+        drawn = charts.progress(scene_for(config, searched(values, config)))
+        assert drawn.count('class="m ok beyond"') == far * 2  # in the wide and the narrow plot
+        assert ("worse than this axis shows" in drawn) == bool(far)
 
 
 def test_the_timeline_explains_only_what_it_shows() -> None:

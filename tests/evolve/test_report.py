@@ -203,6 +203,15 @@ def test_many_trials_are_thinned_out_in_the_panels(
     assert len(dots.get_offsets()) == 6
 
 
+def test_the_star_is_what_is_recommended(study: Study) -> None:
+    best = report._scene(study)
+    assert best.winner is not None and best.word == "best"
+    other = next(trial.number for trial in best.measured if trial.number != best.winner.number)
+    found = report._scene(study, other)
+    assert found.winner is not None and (found.winner.number, found.word) == (other, "recommended")
+    assert report._scene(study, 10_000).winner == best.winner  # no such trial
+
+
 def test_pictures_are_written(study: Study, config: StudyConfig, tmp_path: Path) -> None:
     report.write_convergence_plot(study, config, tmp_path / "convergence.png")
     report.write_parameter_plot(study, config, tmp_path / "parameters.png")

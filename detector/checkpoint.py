@@ -17,6 +17,7 @@ Schema of a checkpoint (a dict of tensors and plain Python values):
 """
 
 import logging
+import errno
 import os
 import platform
 import shutil
@@ -74,10 +75,12 @@ def _write(path: Path, content: dict[str, Any], keep: bool) -> None:
         partial.replace(path)
     except (RuntimeError, OSError) as error:  # torch tells of a full disk by a position in its file
         free = shutil.disk_usage(path.parent).free / 1e6
-        raise OSError(
+        fault = OSError(
             f"{path}: cannot be written, {free:.0f} MB were left on its disk; "
             "what was saved before is whole"
-        ) from error
+        )
+        fault.errno = getattr(error, "errno", None) or errno.ENOSPC
+        raise fault from error
     finally:
         partial.unlink(missing_ok=True)
 

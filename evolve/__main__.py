@@ -1,7 +1,6 @@
 """`python -m evolve`: run, status, best, report, ... Parse, call, print."""
 
 import argparse
-import errno
 import json
 import os
 import signal
@@ -38,7 +37,7 @@ exit codes: 0 done, 1 the run failed, 2 wrong usage or input, 130 interrupted"""
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = _parser().parse_args(argv)
-    from evolve.errors import RunFailed
+    from evolve.errors import RunFailed, disk_is_full
 
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
@@ -60,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:  # nobody is helped by a traceback that was not asked for
         if arguments.verbose:
             raise
-        if _disk_is_full(error):
+        if disk_is_full(error):
             return _fail("the disk is full: free some space, and the same command goes on", 1)
         return _fail(f"{type(error).__name__}: {error} (--verbose shows where)", 1)
 
@@ -338,15 +337,6 @@ def _notice(line: str) -> None:
 
 def _print(arguments: argparse.Namespace, data: dict[str, Any], text: str) -> None:
     print(json.dumps(data) if arguments.json else text)
-
-
-def _disk_is_full(error: BaseException | None) -> bool:
-    """Return whether an error, or what caused it, is a disk without space."""
-    while error is not None:
-        if getattr(error, "errno", None) == errno.ENOSPC or "disk is full" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _fail(error: object, code: int) -> int:

@@ -7,6 +7,7 @@ RunFailed(RuntimeError)    the study cannot go on, by no fault of the command li
 """
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -36,3 +37,12 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     return (
         f"; did you mean {nearest[0]}?" if nearest else f"; allowed: {', '.join(names) or 'none'}"
     )
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Return whether an error, or what caused it, is a disk without space."""
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or "disk is full" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

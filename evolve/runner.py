@@ -220,6 +220,11 @@ class Runner:
     def _ended(self, live: _Live, outcome: Outcome) -> None:
         if outcome.fatal:
             raise ConfigError(outcome.reason)
+        if outcome.disk_full:  # no fault of the trial: it goes on when there is space again
+            raise RunFailed(
+                f"trial {outcome.number}: the disk is full: free some space, and the same command"
+                f" goes on ({outcome.reason})"
+            )
         if outcome.metrics is None:
             return self._refused(live, outcome)
         if live.stopped and live.steps:

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from evolve.errors import ConfigError, RunFailed
+from evolve.errors import ConfigError, RunFailed, disk_is_full
 from evolve.machine import THREAD_VARIABLES, Placement
 from evolve.objective import Context, Metrics, Objective, as_metrics, load_objective
 
@@ -63,6 +63,7 @@ class Outcome:
     fatal: bool = False  # the objective cannot even be loaded
     seconds: float = 0.0
     description: dict[str, Any] = field(default_factory=dict)
+    disk_full: bool = False
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,8 @@ def _attempt(
     except (Exception, SystemExit) as error:  # whatever a trial does, the study goes on
         traceback.print_exc()
         reason = _reason(error)
-        return Outcome(job.number, None, reason, seconds=time.monotonic() - begin)
+        seconds, full = time.monotonic() - begin, disk_is_full(error)
+        return Outcome(job.number, None, reason, seconds=seconds, disk_full=full)
     seconds = time.monotonic() - begin
     return Outcome(job.number, metrics, "", False, seconds, _describe(objective, job.params))
 

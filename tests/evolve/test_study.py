@@ -92,6 +92,17 @@ def test_a_study_reaches_its_generations_from_the_start_values(write_study: Writ
     assert [len(calls(number)) for number in range(8)] == [1] * 8
 
 
+def test_a_full_disk_stops_the_study_and_costs_no_trial(write_study: WriteStudy) -> None:
+    write_study("disk_full")
+    with pytest.raises(RunFailed, match="trial 2: the disk is full: free some space"):
+        run()
+    assert [trial.state for trial in trials()][:2] == [TrialState.COMPLETE] * 2
+    assert len(trials()) == 3  # nothing new was begun
+    assert run()[0].generations == 6
+    assert [trial.state for trial in trials()] == [TrialState.COMPLETE] * 6
+    assert trials()[2].user_attrs["attempts"] == 2
+
+
 def test_two_workers_share_a_study(write_study: WriteStudy) -> None:
     write_study("slow", workers={"count": 2})
     run()

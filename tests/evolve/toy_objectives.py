@@ -1,5 +1,6 @@
 """Cheap objectives that tests name in their evolve.yaml; workers import them by that name."""
 
+import errno
 import os
 import signal
 import time
@@ -42,6 +43,13 @@ def curve(params: dict[str, Any], context: Any) -> dict[str, float]:
         if context.report(epoch, {"fitness": value}):
             return {"fitness": value}
     return {"fitness": height}
+
+
+def disk_full(params: dict[str, Any], context: Any) -> dict[str, float]:
+    """The hill; trial 2 finds no space in its first attempt."""
+    if context.directory.name == "2" and context.attempt == 1:
+        raise RuntimeError("cannot save") from OSError(errno.ENOSPC, "No space left on device")
+    return quadratic(params, context)
 
 
 def broken(params: dict[str, Any], context: Any) -> dict[str, float]:

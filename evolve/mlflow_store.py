@@ -257,7 +257,8 @@ class Store:
         found.append(("the study", f"{page}/runs/{parent}?{TRAINING_PAGES}"))
         model = self.get(parent).data.tags.get("evolve.model")
         if model:
-            found.append(("the champion", f"{base}/#/models/{quote(model, safe='')}"))
+            address = f"{base}/#/models/{quote(model, safe='')}?{TRAINING_PAGES}"
+            found.append(("the champion", address))
         return found
 
     def _open_experiment(self, name: str) -> str:

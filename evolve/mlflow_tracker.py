@@ -254,8 +254,8 @@ class MlflowTracker:
         final = tracked.final_metrics(trial)  # at step 0, if it has no curve: MLflow draws bars
         points = {(name, last.get(name, 0)): (value, end) for name, value in final.items()}
         points |= {key: point for key, point in news.items() if key not in points}
-        told = description or (description_of(self._study) if self._study else {})
-        params = {**tracked.described(told, folder), **tracked.params_of(trial)}
+        told = {**(description_of(self._study) if self._study else {}), **description}
+        params = {**tracked.params_of(trial), **tracked.described(told, folder, trial.params)}
         self._log(store, run, points, params, tracked.tags_of(trial))
         store.log_data(run.id, tracked.data_of(told))
         for path, place in tracked.files_of(folder):

@@ -4,7 +4,7 @@ import csv
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from functools import lru_cache
 from numbers import Real
@@ -21,6 +21,7 @@ Points = dict[tuple[str, int], tuple[float, int]]  # (metric, step) -> (value, m
 TRIAL_FILES = ("config.yaml", "hyp.yaml", "results.csv", "result.json")
 # of which the first is kept: detections rather than plots, and no training data
 PICTURES = ("pictures/*.jpg", "pictures/*.png", "plots/*.png", "*.png", "val_*.jpg")
+SETTINGS = "settings."  # before the name of a parameter that is not searched
 PICTURE_BYTES = 8_000_000
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C: ten times as fast
 FITNESS_CURVE = "fitness_by_epoch"
@@ -121,20 +122,25 @@ def final_metrics(trial: FrozenTrial) -> dict[str, float]:
     return clean({**metrics, **own})
 
 
-def described(description: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Return as parameters what an objective tells about a trial beside the searched values.
+def described(
+    description: Mapping[str, Any], folder: Path, searched: Collection[str] = ()
+) -> dict[str, str]:
+    """Return as parameters what is known of a trial beside the `searched` values.
 
-    Hyperparameters that are not searched come from the key `hyp`, or from the folder's hyp.yaml and
-    the settings under its `train`; all else stands under its dotted name (`data.digest`).
+    These are the folder's hyp.yaml with the settings under its `train`, else the description's own
+    `hyp` and `config`, and all else that the objective describes, by dotted names. They stand under
+    `settings.`: MLflow's pages choose the first parameters of the alphabet.
     """
-    hyp = description.get("hyp") or _read_mapping(folder / "hyp.yaml")
-    train = hyp.get("train")
-    settings = {**(train if isinstance(train, Mapping) else {}), **hyp}
-    facts = flat({name: value for name, value in description.items() if name != "hyp"})
+    facts = {name: value for name, value in description.items() if name not in ("hyp", "config")}
+    values = _read_mapping(folder / "hyp.yaml")
+    if not values:
+        values = {**(description.get("hyp") or {}), "train": description.get("config")}
+    train = values.pop("train", None)
+    leaves = flat({**facts, **(train if isinstance(train, Mapping) else {}), **values})
     return {
-        metric_name(name): str(value)[:VALUE_LENGTH]
-        for name, value in {**facts, **settings}.items()
-        if isinstance(value, str | int | float) and value != "" and name != "seed"
+        metric_name(f"{SETTINGS}{name}"): str(value)[:VALUE_LENGTH]
+        for name, value in leaves.items()
+        if isinstance(value, str | int | float) and value != "" and name not in (*searched, "seed")
     }
 
 

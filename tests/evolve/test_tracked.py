@@ -110,20 +110,27 @@ def test_a_table_without_epochs_counts_its_rows(tmp_path: Path) -> None:
 
 
 def test_a_description_becomes_parameters(tmp_path: Path) -> None:
-    (tmp_path / "hyp.yaml").write_text("box: 5.0\ntrain:\n  model: pico\n  seed: 3\n")
+    text = "box: 5.0\nlr0: 0.01\ntrain:\n  model: pico\n  seed: 3\n  fitness: {F1: 1.0}\n"
+    (tmp_path / "hyp.yaml").write_text(text)
     description = {"data": {"digest": "ab12", "images": 96}, "latency_ms": 8.5, "list": [1]}
-    assert tracked.described(description, tmp_path) == {
-        "data.digest": "ab12",
-        "data.images": "96",
-        "latency_ms": "8.5",
-        "model": "pico",
-        "box": "5.0",
+    # lr0 is searched and stands under its own name; the seed is a tag
+    assert tracked.described(description, tmp_path, {"lr0"}) == {
+        "settings.data.digest": "ab12",
+        "settings.data.images": "96",
+        "settings.latency_ms": "8.5",
+        "settings.model": "pico",
+        "settings.fitness.F1": "1.0",
+        "settings.box": "5.0",
     }
 
 
-def test_hyperparameters_in_the_description_win_over_the_file(tmp_path: Path) -> None:
-    (tmp_path / "hyp.yaml").write_text("box: 5.0\n")
-    assert tracked.described({"hyp": {"box": 7.0}}, tmp_path) == {"box": "7.0"}
+def test_a_described_trial_is_recorded_alike_with_and_without_its_file(tmp_path: Path) -> None:
+    description = {"hyp": {"box": 5.0}, "config": {"model": "pico", "seed": 3}, "torch": "2"}
+    named = tracked.described(description, tmp_path)
+    (tmp_path / "hyp.yaml").write_text("box: 5.0\ntrain: {model: pico, seed: 7}\n")
+    assert tracked.described(description, tmp_path) == named
+    assert tracked.described({"torch": "2"}, tmp_path) == named  # as the study keeps it
+    assert named == {"settings.torch": "2", "settings.model": "pico", "settings.box": "5.0"}
 
 
 def test_a_broken_file_is_no_description(tmp_path: Path) -> None:

@@ -178,7 +178,12 @@ def test_a_finished_trial_has_one_run_with_its_values(bench: Bench) -> None:
     assert run.info.run_name == "trial 0 (start)"
     assert run.info.status == "FINISHED"
     # log10(0.01) = -2; `parameters` is what the objective described
-    expected = {"lr0": "0.01", "log10_lr0": "-2.0000", "momentum": "0.9", "parameters": "900"}
+    expected = {
+        "lr0": "0.01",
+        "log10_lr0": "-2.0000",
+        "momentum": "0.9",
+        "settings.parameters": "900",
+    }
     assert run.data.params == expected
     tags = {"evolve.kind": "trial", "evolve.state": "complete", "evolve.generation": "0"}
     tags |= {"evolve.seed": "7", "evolve.worker": "cpu0", "evolve.study": "toy"}

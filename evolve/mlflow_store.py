@@ -31,10 +31,7 @@ DIGEST_LENGTH = 36  # characters of a data set's digest that MLflow takes
 VIEW_COLUMNS = 40  # an experiment's tag has 5000 characters
 TRAINING_PAGES = "workflowType=machine_learning"  # else menus are about language models
 CHART_GROUP = {"display": True, "isReordered": True, "deleted": False, "isGenerated": True}
-NOTE = (
-    "Studies of `python -m evolve`: choose one under *Views*, or open a link that "
-    '`python -m evolve ui` prints. Trials have the tag `evolve.kind = "trial"`.'
-)
+NOTE = "Choose a study under *Views*, or open a link that `python -m evolve ui` prints."
 Links = list[tuple[str, str]]  # (label, address)
 
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}

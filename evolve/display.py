@@ -1,71 +1,19 @@
-"""A study's progress on standard error: a live table in a terminal, one line a trial elsewhere."""
+"""A study's progress on standard error: a live screen in a terminal, one line a trial elsewhere."""
 
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
 
-from evolve.record import CONFIRM, feasible, fitness, generations, kind_of, ranking, reason_of
+from evolve.machine import Load
+from evolve.progress import Progress, Running, ending, label
+from evolve.screen import screen
 
-LAST_TRIALS = 8
-
-
-@dataclass
-class Progress:
-    """The counts that both displays show."""
-
-    total: int = 0
-    workers: int = 1
-    counted: int = 0
-    failed: int = 0
-    best: FrozenTrial | None = None
-    running: dict[int, str] = field(default_factory=dict)  # number: how far it is
-    last: deque[FrozenTrial] = field(default_factory=lambda: deque(maxlen=LAST_TRIALS))
-    seconds: list[float] = field(default_factory=list)  # of the trials that this run finished
-    seconds_left: Callable[[], float | None] = lambda: None  # until a limit of time ends it all
-    searching: bool = True  # repeats with other seeds bring no generation nearer
-
-    def load(self, trials: Sequence[FrozenTrial]) -> None:
-        """Count the trials that are there already."""
-        self.counted = generations(trials)
-        self.failed = sum(trial.state == TrialState.FAIL for trial in trials)
-        self.best = next(iter(ranking(trials)), None)
-
-    def finish(self, trial: FrozenTrial) -> None:
-        """Count a finished trial."""
-        self.running.pop(trial.number, None)
-        self.last.append(trial)
-        self.failed += trial.state == TrialState.FAIL
-        self.counted += generations([trial])
-        self.best = next(iter(ranking([*([self.best] if self.best else []), trial])), None)
-        if trial.state != TrialState.FAIL:
-            self.seconds.append(float(trial.user_attrs.get("seconds", 0.0)))
-
-    def line(self) -> str:
-        """Return the counts in one line."""
-        best = (
-            f"best {fitness(self.best):.4f} (trial {self.best.number})"
-            if self.best
-            else "no best yet"
-        )
-        parts = [f"{self.counted}/{self.total}", best, f"running {len(self.running)}"]
-        parts += [f"failed {self.failed}", *([self._eta()] if self._eta() else [])]
-        return ", ".join(parts)
-
-    def _eta(self) -> str:
-        left = max(0, self.total - self.counted)
-        if not (self.seconds and left and self.searching):
-            return ""
-        recent = self.seconds[-20:]
-        expected = left * sum(recent) / len(recent) / self.workers
-        limit = self.seconds_left()
-        return f"ETA {duration(expected if limit is None else min(expected, limit))}"
+PAUSE = 1.0  # seconds between two pictures, at least
+LOAD_PAUSE = 2.0  # ... between two looks at what the machine does
 
 
 class Display:
@@ -76,6 +24,7 @@ class Display:
         self.progress = Progress()
         self._live: Live | None = None
         self._drawn = 0.0
+        self._load, self._load_text, self._load_read = Load(), "", 0.0
 
     def __enter__(self) -> "Display":
         return self
@@ -83,18 +32,27 @@ class Display:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def begin(self, trials: Sequence[FrozenTrial], total: int, workers: int) -> None:
-        """Start with the trials of a study that is being opened."""
-        self.progress.total, self.progress.workers = total, workers
-        self.progress.load(trials)
+    def begin(
+        self,
+        trials: Sequence[FrozenTrial],
+        total: int,
+        workers: int,
+        study: str = "",
+        epochs: object = None,
+    ) -> None:
+        """Start with the trials of a study that is being opened; `epochs` as its settings say."""
+        progress = self.progress
+        progress.study, progress.total, progress.workers = study, total, workers
+        progress.epochs = epochs if isinstance(epochs, int) else None
+        progress.load(trials)
         if self._console.is_terminal:
-            self._live = Live(self._table(), console=self._console, auto_refresh=False)
+            self._live = Live(self._picture(), console=self._console, auto_refresh=False)
             self._live.start()
 
     def close(self) -> None:
         """Leave the last picture standing."""
         if self._live is not None:
-            self._live.update(self._table(), refresh=True)
+            self._live.update(self._picture(), refresh=True)
             self._live.stop()
             self._live = None
 
@@ -104,12 +62,13 @@ class Display:
 
     def trial_started(self, trial: FrozenTrial) -> None:
         """Show a trial as running."""
-        self.progress.running[trial.number] = "started"
+        epochs = trial.params.get("epochs", self.progress.epochs)
+        self.progress.running[trial.number] = Running(time.monotonic(), epochs=epochs)
         self.refresh()
 
-    def trial_epoch(self, number: int, step: int) -> None:
-        """Show how far a trial is."""
-        self.progress.running[number] = f"step {step}"
+    def trial_epoch(self, number: int, step: int, fitness: float | None = None) -> None:
+        """Show how far a trial is, and its fitness so far."""
+        self.progress.reported(number, step, fitness)
 
     def trial_died(self, number: int) -> None:
         """Show a trial as waiting for a new worker."""
@@ -123,42 +82,14 @@ class Display:
         self.refresh()
 
     def refresh(self) -> None:
-        """Draw the table again, at most a few times a second."""
-        if self._live is not None and time.monotonic() - self._drawn > 0.2:
+        """Draw the screen again, at most once a second; nothing is read from the study."""
+        if self._live is not None and time.monotonic() - self._drawn > PAUSE:
             self._drawn = time.monotonic()
-            self._live.update(self._table(), refresh=True)
+            self._live.update(self._picture(), refresh=True)
 
-    def _table(self) -> Group:
-        table = Table(box=None, pad_edge=False)
-        for column in ("trial", "result"):
-            table.add_column(column)
-        for trial in self.progress.last:
-            table.add_row(label(trial), escape(ending(trial)))
-        for number, state in sorted(self.progress.running.items()):
-            table.add_row(f"trial {number}", f"running, {state}", style="cyan")
-        return Group(table, escape(self.progress.line()))
-
-
-def label(trial: FrozenTrial) -> str:
-    """Return `trial 7`, or for a repeat what it repeats."""
-    if kind_of(trial) != CONFIRM:
-        return f"trial {trial.number}"
-    attributes = trial.user_attrs
-    return f"trial {trial.number} (trial {attributes['of']} again, seed {attributes['repeat'] + 1})"
-
-
-def ending(trial: FrozenTrial) -> str:
-    """Return in words how a trial ended."""
-    if trial.state == TrialState.FAIL:
-        return f"failed: {reason_of(trial)}"
-    if trial.state == TrialState.PRUNED:
-        return f"stopped early at {fitness(trial):.4f}"
-    over = "" if feasible(trial) else ", beyond a limit"
-    return f"fitness {fitness(trial):.4f}{over}"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds in the units a person would say."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    def _picture(self) -> Group:
+        now = time.monotonic()
+        if not self._load_text or now - self._load_read > LOAD_PAUSE:
+            self._load_text, self._load_read = self._load.text(), now
+        size = self._console.size
+        return screen(self.progress, self._load_text, size.width, size.height, now)

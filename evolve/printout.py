@@ -8,13 +8,13 @@ from typing import Any
 from optuna import Study
 
 from evolve.config import StudyConfig, load_config
-from evolve.display import ending, label
 from evolve.errors import StudyError
 from evolve.fidelity import rank_text
 from evolve.findings import Findings, findings, scope_text
 from evolve.front import front_table
 from evolve.insight import insight_text
 from evolve.objective import load_objective
+from evolve.progress import ending, label
 from evolve.record import fitness
 from evolve.space import Params
 from evolve.summary import HYP_BEST, Summary, estimate_text, measured_text

@@ -195,11 +195,11 @@ class Runner:
     def _reported(self, live: _Live, report: Report) -> bool:
         """Record an intermediate result and return whether the trial shall stop."""
         self._tracker.trial_epoch(report.number, report.step, report.metrics)
-        self._display.trial_epoch(report.number, report.step)
-        several = bool(self.config.objectives)  # Optuna takes no curves of them
-        if several or any(name not in report.metrics for name in self.config.fitness):
+        known = all(name in report.metrics for name in self.config.fitness)
+        value = fitness_of(report.metrics, self.config.fitness) if known else math.nan
+        self._display.trial_epoch(report.number, report.step, value if known else None)
+        if self.config.objectives or not known:  # Optuna takes no curves of several objectives
             return live.stopped
-        value = fitness_of(report.metrics, self.config.fitness)
         if math.isfinite(value) and report.step not in live.steps:
             live.trial.report(value, report.step)
             live.steps.add(report.step)

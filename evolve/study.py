@@ -75,7 +75,9 @@ def run_study(config: StudyConfig, display: Display) -> Summary:
         summary: Summary | None = None
         try:
             placements = place_workers(config.workers)
-            display.begin(study.get_trials(), config.study.generations, len(placements))
+            trials, name = study.get_trials(deepcopy=False), config.study.name
+            epochs = config.settings.get("epochs")
+            display.begin(trials, config.study.generations, len(placements), name, epochs)
             with WorkerPool(config.objective, placements) as pool:
                 runner = Runner(config, study, problem, pool, tracker, display)
                 runner.gpus = gpus_of_a_trial(placements)

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from evolve.confirm import BETTER, UNCONFIRMED, UNDECIDED, WORSE, Gain, Measured, student_t
-from evolve.display import duration
 from evolve.fidelity import rank_text
 from evolve.insight import MATTERS, lock_proposals
 from evolve.page.axes import Axis, Plot, diamond, dot, label, linear, star
 from evolve.page.charts import key
 from evolve.page.markup import Markup, fixed, joined, number, signed, tag
 from evolve.page.scene import Scene, place_of
+from evolve.progress import duration
 from evolve.record import COUNTED, fitness
 from evolve.space import Gene
 from evolve.summary import estimate_text

@@ -14,11 +14,12 @@ from rich.console import Console
 
 from evolve.__main__ import main
 from evolve.config import load_config
-from evolve.display import Display, ending
+from evolve.display import Display
 from evolve.errors import ConfigError, StudyError
 from evolve.front import front_table, objective_values, pareto_front
 from evolve.limits import WORST, Limit, constraints, limits_text
 from evolve.printout import front_text, result_text, status_text
+from evolve.progress import ending
 from evolve.record import excess, feasible, ranking
 from evolve.storage import as_run, load_study
 from evolve.study import run_study

@@ -26,16 +26,14 @@ def keep_description(
     Returns a warning when a digest is another than before, unless a searched value is why.
     """
     told = {name: value for name, value in description.items() if name not in OF_ONE_TRIAL}
-    if not told:
-        return ""
-    attributes = study.user_attrs
-    if DESCRIPTION not in attributes:
+    kept = description_of(study)
+    if not kept or (told and not kept.keys() - facts.keys()):  # no trial has told anything yet
         study.set_user_attr(DESCRIPTION, {**facts, **told})
         return ""
     if told.keys() & trial.params.keys():  # such as `data`: the digests follow it
         return ""
     earlier, found = changes_of(study), digests_of(told)
-    known = digests_of(attributes[DESCRIPTION]) | {one["name"]: one["now"] for one in earlier}
+    known = digests_of(kept) | {one["name"]: one["now"] for one in earlier}
     news = [
         {"trial": trial.number, "name": name, "was": known[name], "now": digest}
         for name, digest in found.items()

@@ -95,6 +95,7 @@ def hero(scene: Scene) -> Markup:
     badge = tag(
         "div", tag("span", BADGES[word], aria_hidden="true"), " ", word, class_=f"badge {css}"
     )
+    sentence = sentence.replace(" %", "\N{NO-BREAK SPACE}%")
     gain = scene.summary.verdict.gain
     bar = gain_bar(gain, "the start values") if gain and _judged(scene) else ""
     return joined([badge, tag("p", sentence, class_="sentence"), bar])
@@ -136,8 +137,9 @@ def tiles(scene: Scene) -> Markup:
         figures.append(("repeats", str(states["confirm"]), "with other seeds"))
     if summary.seconds:
         counted = [t for t in scene.search if t.state in COUNTED]
-        each = f"{duration(summary.seconds / max(1, len(counted)))} a trial"
-        figures.append(("search time", duration(summary.seconds), each))
+        each = summary.seconds / max(1, len(counted))
+        pace = f"a trial every {duration(each) if each >= 10 else f'{each:.1f} s'}"
+        figures.append(("search time", duration(summary.seconds), pace))
     if states["pruned"]:
         figures.append(("epochs saved", f"{summary.saved_epochs:.0%}", "by stopping early"))
     if summary.limits:

@@ -43,7 +43,7 @@ def _date() -> Markup:
 def _verdict(comparison: Comparison) -> Markup:
     css = "better" if comparison.word.endswith("is better") else "undecided"
     badge = tag("div", comparison.word, class_=f"badge {css}")
-    text = f"{comparison.text[0].upper()}{comparison.text[1:]}."
+    text = f"{comparison.text}.".replace(" %", "\N{NO-BREAK SPACE}%")
     bar = "" if comparison.why_not else gain_bar(comparison.gain, comparison.a.name)
     return joined([badge, tag("p", text, class_="sentence"), bar])
 

@@ -51,7 +51,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] not in ("style", "script"):
-            self.words[self._section] = self.words.get(self._section, "") + data + " "
+            text = data.replace("\N{NO-BREAK SPACE}", " ")
+            self.words[self._section] = self.words.get(self._section, "") + text + " "
 
     def drawn(self, *classes: str) -> list[str]:
         """Return the numbers of the marks in the drawings with all these classes."""

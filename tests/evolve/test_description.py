@@ -40,8 +40,8 @@ def study_with_trials(count: int = 3, **params: float) -> tuple[Study, list[Froz
 
 def test_the_first_trial_describes_the_study() -> None:
     study, trials = study_with_trials()
-    assert keep_description(study, trials[0], {}, strategy="guided") == ""
-    assert description_of(study) == {}  # nothing was told
+    assert keep_description(study, trials[0], {}, strategy="guided", workers=2) == ""
+    assert description_of(study) == {"strategy": "guided", "workers": 2}  # it told nothing
     assert keep_description(study, trials[0], TOLD, strategy="guided", workers=2) == ""
     assert keep_description(study, trials[1], {**TOLD, "torch": "3"}, strategy="tpe") == ""
     found = description_of(study)

@@ -17,6 +17,7 @@ WIDE = 118  # characters from which the best trials stand beside the others
 MOST_BEST = 10
 MOST_RUNNING = 8
 MOST_ROWS = 24  # of the trials: drawing more takes time and says little
+LEAST_BEST = 3
 OTHER_COLUMNS = 26  # characters of a table beside its second column, at most
 STYLES = {
     TrialState.COMPLETE: "",

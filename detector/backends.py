@@ -3,25 +3,26 @@
 Shapes: B batch, H and W input pixels, N predictions of one image, C classes.
 """
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from detector import engine
+from detector import engine, runtimes
 from detector.boxes import Detections
 from detector.checkpoint import LoadedModel, load_model
 from detector.config import Hyp
 from detector.decode import DECODERS, decode, select
-from detector.errors import CheckpointError, ConfigError, MissingPackageError
+from detector.errors import CheckpointError, ConfigError, MissingPackageError, did_you_mean
 from detector.families import build_family
 from detector.models.channels import in_convention
+from detector.onnx_graph import plain
 
-SUFFIXES = (".pt", ".onnx", ".engine")
+SUFFIXES = (".pt", ".onnx", ".engine", *runtimes.LOADERS)
+RUNTIMES = ("onnxruntime", *runtimes.ONNX_LOADERS)  # what reads .onnx files, the default first
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,7 @@ class Backend:
     max_batch: int | None = None  # None: no limit
     any_size: bool = False  # images of other sizes than `imgsz` work too
     find: Callable[[Tensor, float, float, int], list[Detections]] | None = None  # a family's
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # what an exported file says
 
     def __call__(self, images: Tensor) -> Tensor:
         self._check(images)
@@ -79,16 +81,21 @@ class Backend:
 
 
 def load_backend(
-    path: str | Path, device: str | torch.device = "cpu", threads: int | None = None
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    threads: int | None = None,
+    runtime: str | None = None,
 ) -> Backend:
-    """Read a checkpoint (.pt), an ONNX file or a TensorRT engine as a `Backend`.
+    """Read a checkpoint (.pt) or any file that `detector.export` writes as a `Backend`.
 
-    `threads` is for ONNX files, which compute on the CPU whatever the device; by default it is
-    torch's own number.
+    `threads` is for files that compute on the CPU whatever the device; by default it is torch's own
+    number, for ncnn 1. TorchScript and checkpoints always take torch's number. `runtime` is one of
+    RUNTIMES, for .onnx files.
 
     Raises:
         CheckpointError: the file is missing, damaged, of another kind than its suffix says, or not
             for this machine.
+        ConfigError: a `runtime` that does not exist or does not read such files.
         MissingPackageError: the file's runtime is not installed.
     """
     path, device = Path(path), torch.device(device)
@@ -97,11 +104,26 @@ def load_backend(
         raise CheckpointError(f"{path}: unknown kind of model file; known: {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
-    if suffix == ".onnx":
-        return _load_onnx(path, threads)
+    _check_runtime(path, runtime)
+    if suffix == ".pt":
+        return wrap_checkpoint(load_model(path, device=str(device)), device)
     if suffix == ".engine":
         return _load_engine(path, device)
-    return wrap_checkpoint(load_model(path, device=str(device)), device)
+    loader = runtimes.ONNX_LOADERS.get(runtime or "") or runtimes.LOADERS.get(suffix)
+    if loader is None:
+        return _load_onnx(path, threads)
+    loaded = loader(path, device, threads)
+    return _described(path, loaded)
+
+
+def _check_runtime(path: Path, runtime: str | None) -> None:
+    if runtime is None:
+        return
+    if runtime not in RUNTIMES:
+        hint = did_you_mean(runtime, RUNTIMES)
+        raise ConfigError(f"--runtime {runtime}: no such runtime{hint}")
+    if path.suffix.lower() != ".onnx":
+        raise ConfigError(f"--runtime {runtime}: reads .onnx files only, not {path}")
 
 
 def wrap_checkpoint(loaded: LoadedModel, device: str | torch.device = "cpu") -> Backend:
@@ -134,8 +156,6 @@ def _load_onnx(path: Path, threads: int | None) -> Backend:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own errors share no base below Exception
         raise CheckpointError(f"{path}: not a readable ONNX file ({_one_line(error)})") from error
-    metadata = session.get_modelmeta().custom_metadata_map
-    names, imgsz, convention = _read_metadata(path, metadata)
     source = session.get_inputs()[0]
     batch = source.shape[0]  # a number, or the name of an open dimension
 
@@ -143,15 +163,10 @@ def _load_onnx(path: Path, threads: int | None) -> Backend:
         (decoded,) = session.run(None, {source.name: images.contiguous().numpy()})
         return torch.from_numpy(decoded)
 
-    return Backend(
-        path=path,
-        names=names,
-        imgsz=imgsz,
-        input_convention=convention,
-        device=torch.device("cpu"),
-        run=run,
-        max_batch=batch if isinstance(batch, int) else None,
-    )
+    texts = session.get_modelmeta().custom_metadata_map
+    metadata = {key: plain(text) for key, text in texts.items()}
+    most = batch if isinstance(batch, int) else None
+    return _described(path, runtimes.Loaded(metadata, run, most))
 
 
 def onnxruntime() -> Any:
@@ -170,29 +185,33 @@ def onnxruntime() -> Any:
     return ort
 
 
-def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[tuple[str, ...], int, str]:
-    """Return class names, input size and input convention from the metadata of an ONNX file."""
+def _described(path: Path, loaded: runtimes.Loaded) -> Backend:
+    """Return a file that says itself what it is as a `Backend`."""
+    facts = loaded.metadata
     try:
-        names = tuple(map(str, json.loads(metadata["names"])))
-        return names, int(metadata["imgsz"]), metadata["input_convention"]
+        names = tuple(map(str, facts["names"]))
+        imgsz, convention = int(facts["imgsz"]), str(facts["input_convention"])
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path}: not written by detector.export: its metadata has no usable "
             f"names, imgsz and input_convention ({_one_line(error)})"
         ) from error
+    return Backend(
+        path=path,
+        names=names,
+        imgsz=imgsz,
+        input_convention=convention,
+        device=loaded.device,
+        run=loaded.run,
+        max_batch=loaded.max_batch,
+        metadata=facts,
+    )
 
 
 def _load_engine(path: Path, device: torch.device) -> Backend:
     sidecar, run = engine.load(path, device)
-    return Backend(
-        path=path,
-        names=tuple(sidecar["names"]),
-        imgsz=int(sidecar["imgsz"]),
-        input_convention=sidecar["input_convention"],
-        device=device,
-        run=run,
-        max_batch=int(sidecar["batch"]["max"]),
-    )
+    most = int(sidecar["batch"]["max"])
+    return _described(path, runtimes.Loaded(sidecar, run, most, device))
 
 
 def _one_line(error: BaseException) -> str:

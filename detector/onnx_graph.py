@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.decode import decode
-from detector.errors import ConfigError, MissingPackageError
+from detector.errors import CheckpointError, ConfigError, MissingPackageError
 
 INPUT = "images"
 OUTPUT = "output"
@@ -102,3 +102,33 @@ def with_metadata(graph: bytes, metadata: Mapping[str, Any]) -> bytes:
     )
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
+
+
+def read_facts(path: Path) -> tuple[dict[str, Any], int | None]:
+    """Return the metadata of an ONNX file of ours and its batch size (None: open).
+
+    Raises:
+        CheckpointError: it cannot be read.
+        MissingPackageError: onnx is not installed.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingPackageError(
+            f"reading an ONNX file needs onnx ({error}): {INSTALL}"
+        ) from error
+    try:
+        model = onnx.load(str(path))
+        batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+    except Exception as error:  # protobuf's own errors share no base below Exception
+        raise CheckpointError(f"{path}: not a readable ONNX file") from error
+    metadata = {item.key: plain(item.value) for item in model.metadata_props}
+    return metadata, batch.dim_value or None
+
+
+def plain(text: str) -> Any:
+    """Return the value that `with_metadata` wrote: JSON, or else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*(ROOT / "evolve").rglob("*.py"), *(ROOT / "detector").rglob("*.py")])
 OPTIONAL = {"mlflow", "onnx", "onnxruntime", "onnxslim", "tensorrt", "tensorrt_rtx", "openvino"}
-OPTIONAL |= {"ncnn", "ray", "matplotlib", "pycocotools"}
+OPTIONAL |= {"ncnn", "pnnx", "nncf", "executorch", "ray", "matplotlib", "pycocotools"}
 BANNED_NAMES = {"utils", "misc", "common", "helpers", "core", "general"}
 
 
@@ -60,6 +60,9 @@ def test_each_optional_library_has_one_file_in_a_package() -> None:
                 "ray",
                 "openvino",
                 "ncnn",
+                "pnnx",
+                "nncf",
+                "executorch",
                 "matplotlib",
                 "onnx",
                 "onnxslim",
@@ -107,7 +110,7 @@ def detector_row(name: str) -> int:
         ("checkpoint", "foreign", "result", "record", "coco_results", "state", "performance"),
         ("tracking", "tensorboard", "cli", "launch", "model_list"),
         ("draw", "plots"),
-        ("onnx_graph", "engine", "backends", "parity"),
+        ("onnx_graph", "runtimes", "engine", "backends", "parity"),
         ("finding", "evaluate", "predict", "doctor", "adopt"),
         ("export", "validation", "pictures"),
         ("train",),

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -84,21 +85,25 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Print how far the study is."""
-    from evolve.printout import insight_lines, status_text
+    """Print how far the study is, on one screen."""
+    from evolve.findings import findings
+    from evolve.overview import overview, status_text
+    from evolve.printout import found_lines
     from evolve.summary import summarise
 
     config, study = _opened(arguments)
-    summary = summarise(config, study)
+    summary, found = summarise(config, study), findings(config, study)
     if arguments.json:
-        print(json.dumps(summary.to_dict()))
-    else:
-        print("\n".join([status_text(summary, study), *insight_lines(config, study)]))
+        print(json.dumps({**summary.to_dict(), **overview(config, study, summary, found)}))
+        return 0
+    lines = [status_text(config, study, summary, found, _width())]
+    print("\n".join(lines + (found_lines(config, found) if arguments.all else [])))
     return 0
 
 
 def best(arguments: argparse.Namespace) -> int:
-    """Print the winner as best.yaml, its searched values alone, or the best trade-offs."""
+    """Print the winner: one screen in a terminal, best.yaml in a pipe or with --yaml."""
+    from evolve.overview import best_text
     from evolve.printout import front_text
     from evolve.summary import best_yaml, recommended_params, summarise
     from evolve.yamlfile import write_yaml
@@ -108,8 +113,12 @@ def best(arguments: argparse.Namespace) -> int:
     params = recommended_params(summary)
     if arguments.front:
         text = front_text(summary)
+    elif arguments.params:
+        text = write_yaml(params)
+    elif sys.stdout.isatty() and not arguments.yaml:
+        text = best_text(config, study, summary, _width())
     else:
-        text = write_yaml(params) if arguments.params else best_yaml(config, summary)
+        text = best_yaml(config, summary)
     _print(arguments, summary.to_dict(), text.rstrip())
     return 0
 
@@ -234,8 +243,10 @@ def _parser() -> argparse.ArgumentParser:
         "--warm-start", metavar="STUDY|YAML", help="learn from name, storage#name, or best.yaml"
     )
     runner.add_argument("--workers", type=_count, metavar="N", help="trials at once")
-    _command(commands, status, "print how far the study is")
-    winner = _command(commands, best, "print the winner's values as best.yaml")
+    state = _command(commands, status, "print how far the study is")
+    state.add_argument("--all", action="store_true", help="the table of importance too")
+    winner = _command(commands, best, "print the winner's values")
+    winner.add_argument("--yaml", action="store_true", help="as best.yaml; the default in a pipe")
     winner.add_argument("--params", action="store_true", help="only the values that were searched")
     winner.add_argument("--front", action="store_true", help="the best trade-offs of a study")
     reporter = _command(commands, report, "write the study's report.html")
@@ -307,6 +318,11 @@ def _count(text: str) -> int:
     if count < 0:
         raise argparse.ArgumentTypeError(f"{text} must not be negative")
     return count
+
+
+def _width() -> int:
+    """Return how many characters a line may have."""
+    return max(60, shutil.get_terminal_size((100, 24)).columns)
 
 
 def _quiet_optuna() -> None:

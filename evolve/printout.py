@@ -14,7 +14,6 @@ from evolve.findings import Findings, findings, scope_text
 from evolve.front import front_table
 from evolve.insight import insight_text
 from evolve.objective import load_objective
-from evolve.progress import ending, label
 from evolve.record import fitness
 from evolve.space import Params
 from evolve.summary import HYP_BEST, Summary, estimate_text, measured_text
@@ -26,7 +25,7 @@ def result_text(
     config: StudyConfig, summary: Summary, start: Params, insight: Sequence[str] = ()
 ) -> str:
     """Return the end of `evolve run`: counts, values beside start values, verdict, what next."""
-    lines = [status_line(summary), *_end_lines(summary)]
+    lines = [status_line(summary), *end_lines(summary)]
     for reason, count in sorted(summary.failures.items(), key=lambda item: -item[1])[
         :SHOWN_FAILURES
     ]:
@@ -41,26 +40,12 @@ def result_text(
     lines += _front_lines(summary)
     lines += ["", f"recommended values (trial {summary.recommended_trial}):"]
     lines += values_table(summary.recommended, start)
-    lines += ["", *_measurements(summary), summary.verdict.text, *insight, ""]
+    lines += ["", *measurements(summary), summary.verdict.text, *insight, ""]
     lines += [f"written: {path}" for path in summary.files]
     if summary.checkpoint is not None:
         lines.append(f"weights: {summary.checkpoint}")
     lines += [f"{name}: {address}" for name, address in summary.links]
     return "\n".join([*lines, "", *_next_commands(config, summary)])
-
-
-def status_text(summary: Summary, study: Study, last: int = 10) -> str:
-    """Return the progress of a study with its last trials."""
-    trials = [trial for trial in study.get_trials(deepcopy=False)][-last:]
-    lines = [status_line(summary), ""]
-    for trial in trials:
-        state = ending(trial) if trial.state.is_finished() else trial.state.name.lower()
-        lines.append(f"  {label(trial)}: {state}")
-    lines += ["", *_end_lines(summary)] if _end_lines(summary) else []
-    if summary.recommended is not None:
-        lines += _front_lines(summary)
-        lines += ["", *_measurements(summary), summary.verdict.text]
-    return "\n".join(lines)
 
 
 def insight_lines(config: StudyConfig, study: Study) -> list[str]:
@@ -96,7 +81,7 @@ def front_text(summary: Summary) -> str:
     return "\n".join(front_table(summary.front, summary.objectives))
 
 
-def _end_lines(summary: Summary) -> list[str]:
+def end_lines(summary: Summary) -> list[str]:
     """Return why the search ended, and how many trials are beyond the limits."""
     lines = [f"the search ended: {summary.ended}"] if summary.ended else []
     if summary.limits:
@@ -128,7 +113,8 @@ def values_table(params: Mapping[str, Any], start: Mapping[str, Any]) -> list[st
     ]
 
 
-def _measurements(summary: Summary) -> list[str]:
+def measurements(summary: Summary, *, all_finalists: bool = True) -> list[str]:
+    """Return what is known of the start values and the finalists, or the recommended one."""
     verdict = summary.verdict
     if verdict.start is None:
         start = summary.start
@@ -137,6 +123,8 @@ def _measurements(summary: Summary) -> list[str]:
     lines = [f"start values:      {measured_text(verdict.start)}"]
     for measured in verdict.finalists:
         mark = "  <- recommended" if measured.configuration.of == summary.recommended_trial else ""
+        if not (mark or all_finalists):
+            continue
         name = f"trial {measured.configuration.of}:"
         lines.append(f"{name:<18} {measured_text(measured)}{mark}")
     return lines

@@ -126,6 +126,18 @@ def owned(config: StudyConfig) -> Iterator[None]:
         yield
 
 
+def is_running(config: StudyConfig) -> bool:
+    """Return whether a process of this machine holds the study's folder."""
+    try:
+        with (config.directory / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:  # somebody has it
+        return True
+    return False
+
+
 @contextmanager
 def _locked(path: Path, study_name: str) -> Iterator[None]:
     with path.open("a+") as lock:

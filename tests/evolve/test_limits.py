@@ -18,7 +18,8 @@ from evolve.display import Display
 from evolve.errors import ConfigError, StudyError
 from evolve.front import front_table, objective_values, pareto_front
 from evolve.limits import WORST, Limit, constraints, limits_text
-from evolve.printout import front_text, result_text, status_text
+from evolve.overview import status_text
+from evolve.printout import front_text, result_text
 from evolve.progress import ending
 from evolve.record import excess, feasible, ranking
 from evolve.storage import as_run, load_study
@@ -140,7 +141,8 @@ def test_limits_that_nothing_keeps_are_said_so(write_study: WriteStudy) -> None:
     summary, _ = run()
     assert summary.infeasible == 3
     assert summary.recommended is not None
-    text = status_text(summary, load_study(load_config("evolve.yaml")))
+    config = load_config("evolve.yaml")
+    text = status_text(config, load_study(config), summary, None)
     assert "no trial keeps the limits" in text
 
 

@@ -81,7 +81,9 @@ def test_run_status_best_and_export(
 
     code, out, _ = run_main(capsys, "status")
     assert code == 0
-    assert "trial 3: fitness" in out
+    assert "python -m evolve best" in out
+    code, whole, _ = run_main(capsys, "status", "--all")
+    assert whole.startswith(out.rstrip()) and "importance" in whole[len(out) - 1 :]
     code, out, _ = run_main(capsys, "status", "--json")
     assert json.loads(out)["trials"]["complete"] == 4
     assert json.loads(out)["total"] == 4  # what the last run was to reach

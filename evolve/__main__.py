@@ -29,6 +29,7 @@ EXAMPLES = """examples:
   python -m evolve export --format onnx,tensorrt-rtx --out engines
   python -m evolve import evolve.txt
   python -m evolve ui --port 5001
+  python -m evolve ui --optuna
   python -m evolve sync
 
 Ctrl-C stops a run; the same command goes on with it.
@@ -207,9 +208,16 @@ def sync(arguments: argparse.Namespace) -> int:
 
 
 def ui(arguments: argparse.Namespace) -> int:
-    """Serve the tracker's pages on this machine until Ctrl-C."""
+    """Serve the tracker's pages, or optuna-dashboard, on this machine until Ctrl-C."""
     from evolve.ui import UI_PORT, serve
 
+    if arguments.optuna:
+        from evolve import dashboard
+
+        dashboard.check_installed()
+        _, study = _opened(arguments)
+        with _interruptible():
+            return dashboard.serve(study, arguments.port or dashboard.DASHBOARD_PORT)
     tracking = _config(arguments).tracking
     return serve(tracking.uri, arguments.port or UI_PORT, tracking.experiment)
 
@@ -267,6 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     writer.add_argument("file", type=Path, nargs="?", metavar="FILE")
     _command(commands, sync, "write into MLflow what it lacks of the study")
     server = _command(commands, ui, "serve the tracker's pages on this machine")
+    server.add_argument("--optuna", action="store_true", help="optuna-dashboard on the study")
     server.add_argument("--port", type=int, default=None, metavar="N", help="a free one by default")
     return parser
 

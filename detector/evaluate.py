@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from detector.augment import Images
-from detector.backends import Backend, load_backend
+from detector.backends import RUNTIMES, Backend, load_backend
 from detector.boxes import Detections
 from detector.cli import add_common, run_command
 from detector.coco_results import coco_results, write_json
@@ -109,7 +109,7 @@ class Evaluation:
 
 
 def evaluate(
-    weights: str | Path,
+    weights: str | Path | Backend,
     data: str | Path,
     split: str = "val",
     device: str = "auto",
@@ -117,6 +117,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a checkpoint or an exported file on a split of a data set; see `Evaluation.report`.
 
+    `weights` may also be a `Backend` that is already loaded; then `device` is not looked at.
     A detector of a single class (`single_cls`) is measured with all classes of the set as one.
     Raises: UserError for a wrong option, data set or file.
     """
@@ -124,21 +125,25 @@ def evaluate(
 
 
 def measure(
-    weights: str | Path, data: str | Path, split: str, device: str, settings: Settings
+    weights: str | Path | Backend, data: str | Path, split: str, device: str, settings: Settings
 ) -> Evaluation:
     """Evaluate like `evaluate`, and keep the detections (of all ranks, on rank 0).
 
     Raises: UserError.
     """
-    chosen = choose_device(device)
+    chosen = weights.device if isinstance(weights, Backend) else choose_device(device)
     with process_group(chosen):
         return _measure(weights, data, split, chosen, settings)
 
 
 def _measure(
-    weights: str | Path, data: str | Path, split: str, device: torch.device, settings: Settings
+    weights: str | Path | Backend,
+    data: str | Path,
+    split: str,
+    device: torch.device,
+    settings: Settings,
 ) -> Evaluation:
-    backend = load_backend(weights, device)
+    backend = weights if isinstance(weights, Backend) else load_backend(weights, device)
     settings = settings.sized(backend.imgsz)
     if settings.rect and not backend.any_size:
         raise ConfigError(
@@ -162,7 +167,7 @@ def _measure(
     seconds = {**timed.seconds, "metrics": time.perf_counter() - started}
     by_set = from_first(lambda: _measure_sets(sets, truths, found, dataset.num_classes))
     return Evaluation(
-        Path(weights), dataset, split, settings, samples, found, metrics, seconds, by_set
+        backend.path, dataset, split, settings, samples, found, metrics, seconds, by_set
     )
 
 
@@ -256,7 +261,10 @@ EXAMPLES = """examples:
 
 def add_settings(parser: argparse.ArgumentParser, defaults: Settings) -> None:
     """Add the options of every command that finds objects with a weight file."""
-    parser.add_argument("--weights", required=True, metavar="FILE", help=".pt, .onnx or .engine")
+    parser.add_argument(
+        "--weights", required=True, metavar="FILE", help="checkpoint (.pt) or exported file"
+    )
+    parser.add_argument("--runtime", help=f"what runs an .onnx file: {' or '.join(RUNTIMES)}")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     for name, text in (
         ("imgsz", "input side, pixels; 0: the weights' own"),
@@ -294,7 +302,10 @@ def _evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     settings = Settings(
         options.imgsz, options.batch, options.conf, options.iou, options.max_det, options.rect
     )
-    found = measure(options.weights, options.data, options.split, options.device, settings)
+    weights = options.weights
+    if options.runtime:
+        weights = load_backend(weights, runtime=options.runtime)
+    found = measure(weights, options.data, options.split, options.device, settings)
     if not is_first():
         return {}
     if options.save_json:

@@ -84,6 +84,16 @@ def comparison_images(loaded: LoadedModel, imgsz: int) -> tuple[Tensor, str]:
     return torch.from_numpy(boxed).permute(0, 3, 1, 2).float().contiguous(), source
 
 
+def own_data(loaded: LoadedModel) -> str | None:
+    """Return the data set that a checkpoint was trained with, if its images are on this machine."""
+    source = str((loaded.meta.get("config") or {}).get("data") or "")
+    try:
+        here = bool(source) and _images_are_here(layout.find_description(Path(source)))
+    except UserError:
+        return None
+    return source if here else None
+
+
 def _validation_pictures(source: str, count: int) -> list[np.ndarray]:
     """Return up to `count` pictures of a data set; none when it is not here or damaged."""
     try:

@@ -294,7 +294,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _predict_command(options: argparse.Namespace) -> dict[str, Any]:
-    backend = load_backend(options.weights, choose_device(options.device))
+    device = choose_device(options.device)
+    backend = load_backend(options.weights, device, runtime=options.runtime)
     settings = Settings(options.imgsz, 1, options.conf, options.iou, options.max_det)
     settings = settings.sized(backend.imgsz)
     wish = Wish(settings, _class_labels(backend, options.classes), options.agnostic_nms)

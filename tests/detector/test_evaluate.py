@@ -427,3 +427,15 @@ def test_engines_of_one_size_take_no_rectangles(
     monkeypatch.setattr("detector.evaluate.load_backend", lambda path, device: fixed)
     assert main(["--weights=a.onnx", f"--data={wide_set}", "--rect"]) == 2
     assert "a.onnx: takes images of 96x96 only, not --rect" in capsys.readouterr().err
+
+
+def test_a_detector_that_is_loaded_already_is_evaluated_too(wide_set: Path) -> None:
+    report = evaluate(colour_backend(), wide_set, settings=Settings(imgsz=96))
+    assert report["mAP50"] > 0.9 and report["weights"] == str(colour_backend().path)
+
+
+def test_a_runtime_that_does_not_read_the_file_is_refused(
+    wide_set: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"--weights={checkpoint}", f"--data={wide_set}", "--runtime=opencv"]) == 2
+    assert "--runtime opencv: reads .onnx files only" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def backend() -> Backend:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
-    monkeypatch.setattr("detector.predict.load_backend", lambda path, device: backend)
+    monkeypatch.setattr("detector.predict.load_backend", lambda path, device, runtime: backend)
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def detector_row(name: str) -> int:
         ("draw", "plots"),
         ("onnx_graph", "runtimes", "engine", "backends", "parity"),
         ("finding", "evaluate", "predict", "doctor", "adopt"),
-        ("export", "benchmark", "validation", "pictures"),
+        ("export", "contender", "benchmark", "validation", "pictures"),
         ("train",),
         ("train_command",),
         ("objective",),

@@ -1,19 +1,18 @@
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from detector.backends import Backend
-from detector.benchmark import Contender, benchmark, main, ratio, table, take_turns
+from detector import runtimes
+from detector.benchmark import benchmark, main, table
 from detector.checkpoint import model_content, save_checkpoint
+from detector.errors import CheckpointError
 from detector.export import export
 from detector.models import build_model
 
 NAMES = ("square", "disc")
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -24,37 +23,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_checkpoint(root / "pico.pt", model_content(build_model("yolox-pico", 2), NAMES, 64))
     export(root / "pico.pt", "onnx")
     return root
-
-
-def contender(single: list[list[float]], imgsz: int = 64) -> Contender:
-    backend = Backend(Path("a.onnx"), NAMES, imgsz, "bgr-255", CPU, run=lambda images: images)
-    return Contender(Path("a.onnx"), "onnxruntime", backend, None, single=single)
-
-
-def test_the_ratio_compares_within_each_round() -> None:
-    # the machine was three times as slow in the second round, for both: 4 / 2, 12 / 6, 4 / 1
-    reference, one = contender([[4.0], [12.0], [4.0]]), contender([[2.0, 9.0, 1.0], [6.0], [1.0]])
-    assert ratio(reference, one) == 2.0
-    assert ratio(None, one) is None
-    assert ratio(contender([[1.0]], imgsz=96), one) is None
-
-
-def test_files_take_turns_and_first_calls_do_not_count() -> None:
-    order: list[tuple[str, int]] = []
-
-    def told(name: str) -> Contender:
-        one = contender([])
-        run = lambda images: order.append((name, len(images))) or images  # noqa: E731
-        return Contender(Path(name), "onnxruntime", replace(one.backend, run=run), None)
-
-    a, b = told("a"), told("b")
-    texts = list(take_turns([a, b], batch=3, seconds=1e-9))
-    assert [text[-1] for text in texts] == ["a", "b"] * 4  # a warm-up and three rounds
-    assert len(a.single) == len(b.single) == len(a.rates) == 3
-    assert all(len(calls) == 1 for calls in a.single)
-    # five calls of warm-up; then one that is not timed and one that is
-    assert order[:20] == [("a", 1)] * 5 + [("a", 3)] * 5 + [("b", 1)] * 5 + [("b", 3)] * 5
-    assert order[20:28] == [("a", 1)] * 2 + [("a", 3)] * 2 + [("b", 1)] * 2 + [("b", 3)] * 2
 
 
 def test_a_checkpoint_is_found_by_its_hash(folder: Path, tmp_path: Path, tiny_set: Path) -> None:
@@ -121,3 +89,18 @@ def test_bad_input_is_one_line(
     assert main([*argv, "--device", "cpu", "--seconds", "0.01"]) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert len(error) == 1 and text in error[0]
+
+
+def test_a_runtime_that_does_not_take_a_file_is_left_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path, *_: object) -> None:
+        raise CheckpointError(f"{path}: int8 is not for me")
+
+    monkeypatch.setitem(runtimes.ONNX_LOADERS, "opencv", refuse)
+    readers = ["onnxruntime", "opencv"]
+    rows = benchmark([folder / "pico.onnx"], "none", "cpu", seconds=0.01, runtimes=readers)
+    assert [row.format for row in rows] == ["pytorch", "onnxruntime"]
+    assert "left out: pico.onnx by opencv" in caplog.text
+    with pytest.raises(CheckpointError, match="int8 is not for me"):  # it alone was asked for
+        benchmark([folder / "pico.onnx"], "none", "cpu", seconds=0.01, runtimes=["opencv"])

@@ -16,8 +16,8 @@ Schema of a checkpoint (a dict of tensors and plain Python values):
     state        only in last.pt and previous.pt: raw weights, optimizer, scaler, best, history, ...
 """
 
-import logging
 import errno
+import logging
 import os
 import platform
 import shutil

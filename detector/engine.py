@@ -87,8 +87,10 @@ def first_available() -> str | None:
     return None
 
 
-def build(engine_format: str, graph: bytes, dynamic: bool) -> BuiltEngine:
+def build(engine_format: str, graph: bytes, dynamic: bool, precision: str = "fp32") -> BuiltEngine:
     """Build an engine from a serialized ONNX graph; TensorRT-RTX needs no GPU for it.
+
+    `precision` is what the graph has: networks are strongly typed, it changes nothing.
 
     Raises:
         MissingPackageError: the library cannot be imported.
@@ -123,7 +125,7 @@ def build(engine_format: str, graph: bytes, dynamic: bool) -> BuiltEngine:
         "library": LIBRARIES[engine_format],
         "library_version": trt.__version__,
         "gpu": gpu,
-        "precision": "fp32",
+        "precision": precision,
         "tf32": False,
         "batch": {"min": low, "opt": typical, "max": high},
         "inputs": [_describe(trt, network.get_input(i)) for i in range(network.num_inputs)],

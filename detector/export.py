@@ -8,10 +8,7 @@ outputs are those of the checkpoint; an engine is built from that ONNX file.
 import argparse
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
-import math
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,43 +17,37 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from detector import engine, onnx_graph
 from detector.backends import load_backend, onnxruntime, wrap_checkpoint
-from detector.checkpoint import LoadedModel, load_model
+from detector.checkpoint import load_model
 from detector.cli import add_common, run_command
 from detector.darknet_weights import save_darknet
-from detector.decode import DECODERS
 from detector.errors import ConfigError, MissingPackageError, UserError
+from detector.export_job import (
+    DEFAULT_OPSET,
+    FORMATS,
+    ExportJob,
+    calibration_images,
+    check_dense,
+    check_formats,
+    check_precision,
+    check_size,
+    make_folder,
+)
 from detector.files import write_whole
 from detector.models.darknet import Darknet
 from detector.models.darknet_blocks import cfg_text
+from detector.origin import describe
 from detector.parity import (
-    BOX_TOLERANCE,
-    SCORE_TOLERANCE,
+    TOLERANCES,
     Difference,
     comparison_images,
     measure,
 )
-
-FORMATS = ("onnx", *engine.LIBRARIES, "darknet")
-DEFAULT_OPSET = 17
-LETTERBOX = {
-    "mode": "top-left",
-    "scale": "r = min(imgsz / height, imgsz / width)",
-    "size": "(max(1, round(height * r)), max(1, round(width * r)))",
-    "interpolation": "bilinear (OpenCV INTER_LINEAR)",
-    "pad": 114,
-    "boxes": "pixels of the original image = pixels of the input / r",
-}
-OUTPUT_LAYOUT = {
-    "shape": "(B, N, 5 + C)",
-    "columns": ["cx", "cy", "w", "h", "objectness", "class probabilities, in the order of names"],
-    "boxes": "centre and size in pixels of the input",
-    "score": "objectness * class probability",
-    "nms": "not in the graph",
-}
+from detector.precision import to_fp16, to_int8
+from detector.runtimes import CONVERTERS, REQUIRE, Request
 
 NO_ENGINE = (
     "neither tensorrt nor tensorrt_rtx can be imported, so there is no engine: "
@@ -70,7 +61,7 @@ class ExportedFile:
 
     path: Path
     format: str  # one of FORMATS
-    sidecar: Path | None  # the JSON file beside an engine, the cfg beside Darknet weights
+    sidecar: Path | None  # what belongs to it: JSON of an engine, cfg of Darknet, .bin of OpenVINO
     difference: Difference | None  # None: not compared (engines; their ONNX file was)
 
 
@@ -80,30 +71,6 @@ class EngineNotBuilt(MissingPackageError):
     def __init__(self, message: str, files: Sequence[ExportedFile]) -> None:
         super().__init__(message)
         self.files = tuple(files)
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """A checked request."""
-
-    loaded: LoadedModel
-    imgsz: int
-    folder: Path
-    dynamic: bool
-    opset: int
-
-    def target(self, ending: str) -> Path:
-        """Return the path of an exported file: `best.pt` -> `<folder>/best.<ending>`."""
-        return self.folder / f"{self.loaded.path.stem}.{ending}"
-
-    def command(self, engine_format: str) -> str:
-        """Return the command that builds an engine again."""
-        words = ["python", "-m", "detector.export", "--weights", str(self.loaded.path)]
-        words += ["--format", engine_format, "--imgsz", str(self.imgsz)]
-        words += ["--dynamic"] if self.dynamic else []
-        words += ["--opset", str(self.opset)] if self.opset != DEFAULT_OPSET else []
-        words += ["--out", str(self.folder)] if self.folder != self.loaded.path.parent else []
-        return shlex.join(words)
 
 
 # ---- export
@@ -116,71 +83,123 @@ def export(
     imgsz: int | None = None,
     dynamic: bool = False,
     opset: int = DEFAULT_OPSET,
+    precision: str = "fp32",
+    data: str | None = None,
 ) -> list[ExportedFile]:
     """Write a checkpoint as ONNX and, from that, as engines; return the files, ONNX first.
 
     `formats` is a list or "onnx,tensorrt-rtx"; None means TensorRT if it can be imported, else
     TensorRT-RTX; "darknet" alone writes `.weights` and `.cfg`, and no ONNX. The files go to the
     folder `out`, by default the checkpoint's. `imgsz` is by default the checkpoint's. `dynamic`
-    leaves the batch open (an engine: 1 to 16 images).
+    leaves the batch open (an engine: 1 to 16 images). `precision` is fp32, fp16 or int8, which is
+    calibrated on the training images of `data`, by default the checkpoint's own.
 
     Raises:
-        ConfigError: a wrong format, size, opset or folder.
+        ConfigError: a wrong format, size, opset, folder or precision; no images to calibrate on.
         CheckpointError: the checkpoint cannot be read.
         MissingPackageError: the ONNX packages are missing; nothing was written.
         EngineNotBuilt: an engine cannot be built here; the other files were written.
         RuntimeError: the exported file disagrees with the checkpoint, or a library failed.
     """
     wanted = None if formats is None else check_formats(formats)
+    check_precision(precision, wanted or ())
     onnx_graph.check_opset(opset)
     if wanted != ("darknet",):
         onnx_graph.require_packages()
         onnxruntime()
-    loaded = _check_dense(load_model(weights))
-    job = _Job(
+    for name in wanted or ():
+        REQUIRE.get(name, lambda: None)()
+    loaded = check_dense(load_model(weights))
+    job = ExportJob(
         loaded=loaded,
-        imgsz=_check_size(loaded.imgsz if imgsz is None else imgsz, loaded),
-        folder=_make_folder(loaded.path.parent if out is None else Path(out)),
+        imgsz=check_size(loaded.imgsz if imgsz is None else imgsz, loaded),
+        folder=make_folder(loaded.path.parent if out is None else Path(out)),
         dynamic=dynamic,
         opset=opset,
+        precision=precision,
+        data=data,
     )
     darknet = [_export_darknet(job)] if "darknet" in (wanted or ()) else []
     if wanted == ("darknet",):
         return darknet
-    metadata = _describe(job)
-    graph, difference = _export_onnx(job, metadata)
-    file = ExportedFile(job.target("onnx"), "onnx", None, difference)
+    calibration = calibration_images(job) if precision == "int8" else None
+    metadata = describe(loaded, job.imgsz, precision)
+    graph = onnx_graph.trace(loaded.model, job.imgsz, job.opset, dynamic)
+    file, content = _export_onnx(job, graph, metadata, calibration)
+    runtimes = [
+        _export_runtime(job, name, Request(
+            model=loaded.model, graph=graph, imgsz=job.imgsz, dynamic=dynamic, target=job.stem,
+            metadata=metadata, precision=precision, calibration=calibration,
+        ))
+        for name in wanted or () if name in CONVERTERS
+    ]  # fmt: skip
     origin = {
         **metadata,
         "onnx": file.path.name,
-        "onnx_sha256": hashlib.sha256(graph).hexdigest(),
-        "onnx_difference": dataclasses.asdict(difference),
+        "onnx_sha256": hashlib.sha256(content).hexdigest(),
+        "onnx_difference": dataclasses.asdict(_compared(file)),
     }
-    engines, refused = _export_engines(job, graph, origin, wanted)
-    files = [file, *engines, *darknet]
+    engines, refused = _export_engines(job, content, origin, wanted)
+    files = [file, *runtimes, *engines, *darknet]
     if refused:
         raise EngineNotBuilt(f"{'; '.join(refused)}; {file.path} was written", files)
     return files
 
 
-def _export_onnx(job: _Job, metadata: dict[str, Any]) -> tuple[bytes, Difference]:
-    """Write the ONNX file if it agrees with the checkpoint; return its content."""
-    graph = onnx_graph.trace(job.loaded.model, job.imgsz, job.opset, job.dynamic)
-    difference = _compare(job.loaded, onnx_graph.with_metadata(graph, metadata), job.imgsz)
-    if not difference.is_small():
+def _export_onnx(
+    job: ExportJob, graph: bytes, metadata: dict[str, Any], calibration: Tensor | None
+) -> tuple[ExportedFile, bytes]:
+    """Write the ONNX file if it agrees with the checkpoint; return it and its content."""
+    facts = dict(metadata)
+    if job.precision == "fp16":
+        graph = to_fp16(graph)
+    elif calibration is not None:
+        graph, quantized, every = to_int8(graph, calibration)
+        facts["int8_convolutions"] = f"{quantized} of {every}"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "compared.onnx"
+        path.write_bytes(onnx_graph.with_metadata(graph, facts))
+        difference = _compare(job, path, "the ONNX graph")
+    complete = {**facts, "difference": dataclasses.asdict(difference)}
+    content = onnx_graph.with_metadata(graph, complete)
+    write_whole(job.target("onnx"), content)
+    return ExportedFile(job.target("onnx"), "onnx", None, difference), content
+
+
+def _export_runtime(job: ExportJob, name: str, request: Request) -> ExportedFile:
+    """Write the files of another runtime; those that disagree with the checkpoint are removed."""
+    path, *others = CONVERTERS[name](request)
+    try:
+        difference = _compare(job, path, path.name)
+    except BaseException:
+        for file in (path, *others):
+            file.unlink(missing_ok=True)
+        raise
+    return ExportedFile(path, name, others[0] if others else None, difference)
+
+
+def _compare(job: ExportJob, path: Path, what: str) -> Difference:
+    """Return how far a file's outputs are from the checkpoint's.
+
+    Raises: RuntimeError: further than its precision allows.
+    """
+    images, source = comparison_images(job.loaded, job.imgsz)
+    found = measure(wrap_checkpoint(job.loaded), load_backend(path), images, source)
+    reason = found.beyond(TOLERANCES[job.precision])
+    if reason:
         raise RuntimeError(
-            f"{job.loaded.path}: the ONNX graph disagrees with the checkpoint, nothing was "
-            f"written: boxes differ by up to {difference.box_px:.3g} px (allowed "
-            f"{BOX_TOLERANCE}), scores by {difference.score:.3g} (allowed {SCORE_TOLERANCE})"
+            f"{job.loaded.path}: {what} disagrees with the checkpoint and was not written: {reason}"
         )
-    complete = {**metadata, "difference": dataclasses.asdict(difference)}
-    graph = onnx_graph.with_metadata(graph, complete)
-    write_whole(job.target("onnx"), graph)
-    return graph, difference
+    return found
+
+
+def _compared(file: ExportedFile) -> Difference:
+    assert file.difference is not None
+    return file.difference
 
 
 def _export_engines(
-    job: _Job, graph: bytes, origin: dict[str, Any], wanted: tuple[str, ...] | None
+    job: ExportJob, graph: bytes, origin: dict[str, Any], wanted: tuple[str, ...] | None
 ) -> tuple[list[ExportedFile], list[str]]:
     """Build and write the engines; return them, and why others cannot be built here."""
     if wanted is None:
@@ -193,7 +212,7 @@ def _export_engines(
         if engine_format not in engine.LIBRARIES:
             continue
         try:
-            built = engine.build(engine_format, graph, job.dynamic)
+            built = engine.build(engine_format, graph, job.dynamic, job.precision)
         except UserError as error:
             refused.append(str(error))
         except RuntimeError as error:
@@ -205,7 +224,7 @@ def _export_engines(
     return files, refused
 
 
-def _export_darknet(job: _Job) -> ExportedFile:
+def _export_darknet(job: ExportJob) -> ExportedFile:
     """Write `.weights` and the `.cfg` they belong to. Raises: ConfigError for other networks."""
     model = job.loaded.model
     if not isinstance(model, Darknet):
@@ -215,94 +234,6 @@ def _export_darknet(job: _Job) -> ExportedFile:
     write_whole(cfg, cfg_text(layout).encode())
     save_darknet(model, target)
     return ExportedFile(target, "darknet", cfg, None)
-
-
-def check_formats(formats: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the canonical names of formats, each once.
-
-    Raises:
-        ConfigError: one does not exist; the message lists those that do.
-    """
-    names = formats.split(",") if isinstance(formats, str) else list(formats)
-    canonical = [name.strip().lower().replace("_", "-") for name in names]
-    for name in canonical:
-        if name not in FORMATS:
-            raise ConfigError(f"--format {name!r} does not exist; there are: {', '.join(FORMATS)}")
-    return tuple(dict.fromkeys(canonical))
-
-
-def _check_size(imgsz: int, loaded: LoadedModel) -> int:
-    stride = max(loaded.model.strides)
-    if imgsz < stride or imgsz % stride:
-        nearest = max(1, round(imgsz / stride)) * stride
-        raise ConfigError(
-            f"imgsz={imgsz} must be a multiple of the largest stride ({stride}): try {nearest}"
-        )
-    return imgsz
-
-
-def _check_dense(loaded: LoadedModel) -> LoadedModel:
-    """Raise ConfigError for a network that selects its detections itself: nothing to decode."""
-    if loaded.model.family not in DECODERS:
-        raise ConfigError(
-            f"{loaded.path}: {loaded.model.name} cannot be exported, because its selection of "
-            f"detections cannot be traced; these can: {', '.join(DECODERS)}"
-        )
-    return loaded
-
-
-def _make_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder}: not a folder to write into ({error.strerror})") from error
-    return folder
-
-
-def _describe(job: _Job) -> dict[str, Any]:
-    """Return what a user of the exported file has to know, and where the file comes from."""
-    loaded = job.loaded
-    with loaded.path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {
-        "names": list(loaded.names),
-        "imgsz": job.imgsz,
-        "stride": list(loaded.model.strides),
-        "letterbox": LETTERBOX,
-        "input_convention": str(loaded.model.input_convention),
-        "output_layout": OUTPUT_LAYOUT,
-        "model": str(loaded.model.name),
-        "metrics": _finite(loaded.meta.get("metrics") or {}),
-        "checkpoint": loaded.path.name,
-        "checkpoint_sha256": digest,
-        "torch_version": str(torch.__version__),
-        "evolve_detector_version": _version(),
-    }
-
-
-def _finite(metrics: dict[str, Any]) -> dict[str, float]:
-    """Return the metrics that JSON has a spelling for: the finite numbers."""
-    return {
-        name: float(value)
-        for name, value in metrics.items()
-        if isinstance(value, int | float) and math.isfinite(value)
-    }
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("evolve-detector")
-    except importlib.metadata.PackageNotFoundError:  # run from a folder, not installed
-        return "not installed"
-
-
-def _compare(loaded: LoadedModel, graph: bytes, imgsz: int) -> Difference:
-    """Return how far the outputs of an ONNX file are from the checkpoint's."""
-    images, source = comparison_images(loaded, imgsz)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "compared.onnx"
-        path.write_bytes(graph)
-        return measure(wrap_checkpoint(loaded), load_backend(path), images, source)
 
 
 # ---- files
@@ -339,6 +270,8 @@ def _body(options: argparse.Namespace) -> dict[str, Any]:
             imgsz=options.imgsz,
             dynamic=options.dynamic,
             opset=options.opset,
+            precision="int8" if options.int8 else "fp16" if options.half else "fp32",
+            data=options.data,
         )
     except EngineNotBuilt as error:
         files = list(error.files)
@@ -356,8 +289,8 @@ def _line(file: ExportedFile) -> str:
     if file.difference is not None:
         text += (
             f"  largest difference to the checkpoint: boxes {file.difference.box_px:.1e} px, "
-            f"scores {file.difference.score:.1e} ({file.difference.images} images: "
-            f"{file.difference.source})"
+            f"scores {file.difference.score:.1e}, objects {file.difference.harm:.1e} "
+            f"({file.difference.images} images: {file.difference.source})"
         )
     return text
 
@@ -380,6 +313,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", help="folder for the files (default: the checkpoint's)")
     parser.add_argument("--imgsz", type=int, help="input side in pixels (default: as trained)")
     parser.add_argument("--dynamic", action="store_true", help="leave the batch size open")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--half", action="store_true", help="fp16 weights and activations")
+    kind.add_argument("--int8", action="store_true", help="int8 convolutions, calibrated on images")
+    parser.add_argument("--data", help="images to calibrate int8 on (default: as trained)")
     parser.add_argument(
         "--opset",
         type=int,

@@ -4,6 +4,8 @@ Shapes: B batch, N predictions of one image, C classes.
 """
 
 import logging
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,17 +17,34 @@ from torch import Tensor
 
 from detector.augment import letterbox
 from detector.backends import Backend
+from detector.boxes import cxcywh_to_xyxy, elementwise_iou
 from detector.checkpoint import LoadedModel
 from detector.data import layout
 from detector.data.description import load_data, read_split
 from detector.data.images import read_image
 from detector.errors import UserError
 
-BOX_TOLERANCE = 0.05  # pixels of the input
-SCORE_TOLERANCE = 1e-3
+SURE = 0.25  # score from which a prediction is taken for an object
 PARTS = (1, 2, 5)  # images given at once; their sum is the number of images compared
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an exported file may be from its checkpoint; see `Difference`."""
+
+    box_px: float
+    score: float
+    harm: float
+
+
+# Everywhere the same numbers in fp32; in fewer bits it is the objects that must be found again.
+TOLERANCES = {
+    "fp32": Tolerance(box_px=0.05, score=1e-3, harm=1e-3),
+    "fp16": Tolerance(box_px=math.inf, score=0.05, harm=0.02),
+    "int8": Tolerance(box_px=math.inf, score=math.inf, harm=0.3),
+}
 
 
 @dataclass(frozen=True)
@@ -36,10 +55,20 @@ class Difference:
     score: float  # objectness and class probabilities
     images: int  # how many were compared
     source: str  # where they come from
+    harm: float = 0.0  # of the objects: mean of 1 - IoU + change of the score
 
-    def is_small(self) -> bool:
-        """Whether both are within the tolerance; NaN is not."""
-        return self.box_px <= BOX_TOLERANCE and self.score <= SCORE_TOLERANCE
+    def beyond(self, allowed: Tolerance) -> str:
+        """Return what is larger than allowed, in words; empty if nothing is. NaN is too large."""
+        pairs = (
+            ("boxes differ by up to {:.3g} px", self.box_px, allowed.box_px),
+            ("scores differ by up to {:.3g}", self.score, allowed.score),
+            ("objects change by {:.3g} (1 - IoU + change of the score)", self.harm, allowed.harm),
+        )
+        return ", ".join(
+            f"{text.format(value)} (allowed {limit:g})"
+            for text, value, limit in pairs
+            if not value <= limit
+        )
 
 
 def measure(reference: Backend, exported: Backend, images: Tensor, source: str) -> Difference:
@@ -48,7 +77,7 @@ def measure(reference: Backend, exported: Backend, images: Tensor, source: str) 
     Raises:
         RuntimeError: the outputs have different shapes.
     """
-    box_px, score = [], []
+    box_px, score, harm = [], [], []
     for part in images.split(PARTS):
         expected, got = reference(part), exported(part)  # (B, N, 5 + C)
         if expected.shape != got.shape:
@@ -60,12 +89,30 @@ def measure(reference: Backend, exported: Backend, images: Tensor, source: str) 
         oversize = expected[..., 2:4].amax(dim=-1, keepdim=True) / images.shape[-1]
         box_px.append((gap[..., :4] / oversize.clamp(min=1.0)).max())
         score.append(gap[..., 4:].max())
+        harm.append(object_harm(expected, got) * len(part) / len(images))
     return Difference(  # torch.max keeps NaN: it never passes for a small difference
         box_px=float(torch.stack(box_px).max()),
         score=float(torch.stack(score).max()),
         images=len(images),
         source=source,
+        harm=sum(harm),
     )
+
+
+def object_harm(expected: Tensor, got: Tensor) -> float:
+    """Return how much worse `got` finds the objects of `expected`, both (B, N, 5 + C).
+
+    Mean of 1 - IoU and the largest change of a class's score, over the predictions of `expected`
+    with a score from `SURE` on; if there are few of these, over its best 0.1 %.
+    """
+    scores = (expected[..., 4:5] * expected[..., 5:]).flatten(0, 1)  # (B N, C)
+    found = (got[..., 4:5] * got[..., 5:]).flatten(0, 1)
+    best = scores.amax(dim=-1)
+    count = max(int((best >= SURE).sum()), len(best) // 1000, 1)
+    chosen = best.topk(count).indices
+    boxes = (cxcywh_to_xyxy(x[..., :4].flatten(0, 1)[chosen]) for x in (expected, got))
+    change = (scores - found)[chosen].abs().amax(dim=-1)
+    return float((1 - elementwise_iou(*boxes) + change).mean())
 
 
 def comparison_images(loaded: LoadedModel, imgsz: int) -> tuple[Tensor, str]:
@@ -76,12 +123,16 @@ def comparison_images(loaded: LoadedModel, imgsz: int) -> tuple[Tensor, str]:
     """
     count = sum(PARTS)
     source = str((loaded.meta.get("config") or {}).get("data") or "")
-    pictures = _validation_pictures(source, count) if source else []
+    pictures = pictures_of(source, "val", count) if source else []
     if not pictures:
         source, pictures = "drawn", [textured_picture(seed, imgsz) for seed in range(count)]
-    pictures = (pictures * count)[:count]
+    return letterboxed((pictures * count)[:count], imgsz), source
+
+
+def letterboxed(pictures: Sequence[np.ndarray], imgsz: int) -> Tensor:
+    """Return BGR pictures (H, W, 3) uint8 as a batch (K, 3, imgsz, imgsz) float32."""
     boxed = np.stack([letterbox(picture, (imgsz, imgsz))[0] for picture in pictures])
-    return torch.from_numpy(boxed).permute(0, 3, 1, 2).float().contiguous(), source
+    return torch.from_numpy(boxed).permute(0, 3, 1, 2).float().contiguous()
 
 
 def own_data(loaded: LoadedModel) -> str | None:
@@ -94,16 +145,16 @@ def own_data(loaded: LoadedModel) -> str | None:
     return source if here else None
 
 
-def _validation_pictures(source: str, count: int) -> list[np.ndarray]:
+def pictures_of(source: str, split: str, count: int) -> list[np.ndarray]:
     """Return up to `count` pictures of a data set; none when it is not here or damaged."""
     try:
         description = layout.find_description(Path(source))
         if not _images_are_here(description):
             return []
-        samples = read_split(load_data(description), "val")
+        samples = read_split(load_data(description), split)
         return [read_image(sample.path) for sample in samples[:count]]
     except UserError as error:
-        log.info("comparing on drawn pictures: %s", error)
+        log.info("no pictures of %s: %s", source, error)
         return []
 
 

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from detector.backends import Backend
 from detector.checkpoint import LoadedModel
 from detector.data import description
-from detector.parity import Difference, comparison_images, measure, textured_picture
+from detector.parity import (
+    TOLERANCES,
+    Difference,
+    comparison_images,
+    measure,
+    object_harm,
+    textured_picture,
+)
 
 
 def backend_of(prediction: list[float], sizes: list[int] | None = None) -> Backend:
@@ -34,7 +41,9 @@ IMAGES = torch.zeros(8, 3, 32, 32)
 def test_differences_are_the_largest_of_boxes_and_scores() -> None:
     reference = backend_of([10.0, 10.0, 8.0, 8.0, 0.5, 0.5])
     exported = backend_of([10.0, 10.25, 7.875, 8.0, 0.5, 0.75])
-    assert measure(reference, exported, IMAGES, "s") == Difference(0.25, 0.25, 8, "s")
+    assert measure(reference, exported, IMAGES, "s") == Difference(
+        0.25, 0.25, 8, "s", pytest.approx(1 - 7.75 / 8.0 / 1.0 + 0.125, abs=0.05)
+    )
 
 
 def test_boxes_larger_than_the_input_are_measured_at_its_scale() -> None:
@@ -51,17 +60,42 @@ def test_images_are_given_one_two_and_five_at_once() -> None:
     assert sizes == [1, 1, 2, 2, 5, 5]
 
 
-def test_nan_is_not_a_small_difference() -> None:
-    reference = backend_of([1.0, 1.0, 1.0, 1.0, 0.5, 0.5])
+def test_nan_is_beyond_every_tolerance() -> None:
+    reference = backend_of([1.0, 1.0, 1.0, 1.0, 1.0, 0.5])
     exported = backend_of([1.0, 1.0, 1.0, 1.0, float("nan"), 0.5])
-    assert not measure(reference, exported, IMAGES, "s").is_small()
+    found = measure(reference, exported, IMAGES, "s")
+    assert all(found.beyond(tolerance) for tolerance in TOLERANCES.values())
 
 
 @pytest.mark.parametrize(
-    ("box_px", "score", "small"), [(0.05, 1e-3, True), (0.051, 0.0, False), (0.0, 0.0011, False)]
+    ("precision", "difference", "reason"),
+    [
+        ("fp32", Difference(0.05, 1e-3, 8, "s", 1e-3), ""),
+        ("fp32", Difference(0.06, 0.0, 8, "s"), "boxes differ by up to 0.06 px (allowed 0.05)"),
+        ("fp32", Difference(0.0, 0.002, 8, "s"), "scores differ by up to 0.002 (allowed 0.001)"),
+        ("fp16", Difference(6.0, 0.01, 8, "s", 0.01), ""),
+        ("fp16", Difference(0.0, 0.0, 8, "s", 0.03), "objects change by 0.03"),
+        ("int8", Difference(6.0, 0.9, 8, "s", 0.2), ""),
+        ("int8", Difference(0.0, 0.0, 8, "s", 0.4), "objects change by 0.4"),
+    ],
 )
-def test_tolerances(box_px: float, score: float, small: bool) -> None:
-    assert Difference(box_px, score, 8, "s").is_small() is small
+def test_each_precision_has_its_tolerance(
+    precision: str, difference: Difference, reason: str
+) -> None:
+    found = difference.beyond(TOLERANCES[precision])
+    assert found.startswith(reason) and bool(found) == bool(reason)
+
+
+def test_harm_is_that_of_the_objects_alone() -> None:
+    expected = torch.zeros(1, 900, 6)
+    expected[..., :4] = torch.tensor([8.0, 8.0, 4.0, 4.0])
+    expected[0, 7, 4:] = torch.tensor([1.0, 0.9])
+    got = expected.clone()
+    got[0, 8:, :4] *= 3
+    assert object_harm(expected, got) == pytest.approx(0.0, abs=1e-6)
+    got[0, 7, 5] = 0.7  # the score falls by 0.2
+    got[0, 7, 0] += 2  # half of the box is left: IoU 8 / 24
+    assert object_harm(expected, got) == pytest.approx(0.2 + 2 / 3, abs=1e-6)
 
 
 def test_outputs_of_another_shape_are_a_failure() -> None:

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from detector import engine, onnx_graph
+from detector.backends import load_backend
 from detector.checkpoint import load_model, model_content, save_checkpoint
 from detector.decode import decode
 from detector.errors import CheckpointError, ConfigError, MissingPackageError
 from detector.export import EngineNotBuilt, check_formats, export, main
+from detector.export_job import FORMATS
 from detector.models import build_model
 
 NAMES = ("circle", "square", "Dreieck ü")
@@ -139,7 +141,9 @@ def test_the_difference_is_returned_and_stored(checkpoint: Path, tmp_path: Path)
         "score": file.difference.score,
         "images": 8,
         "source": "drawn",
+        "harm": file.difference.harm,
     }
+    assert file.difference.harm < 1e-4
 
 
 def test_the_same_checkpoint_gives_the_same_file(
@@ -175,7 +179,7 @@ def test_a_checkpoint_with_nan_is_not_exported(checkpoint: Path, tmp_path: Path)
     content = torch.load(checkpoint, weights_only=True)
     content["weights"]["head.obj_preds.0.bias"].fill_(float("nan"))
     save_checkpoint(tmp_path / "nan.pt", content)
-    with pytest.raises(RuntimeError, match="scores by nan"):
+    with pytest.raises(RuntimeError, match="scores differ by up to nan"):
         export(tmp_path / "nan.pt", "onnx")
     assert not (tmp_path / "nan.onnx").exists()
 
@@ -287,7 +291,7 @@ def test_missing_onnx_packages_are_named_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("option", "value", "answer"),
     [
-        ("--format", "openvino", "there are: onnx, tensorrt, tensorrt-rtx"),
+        ("--format", "tnn", "there are: onnx, tensorrt, tensorrt-rtx"),
         ("--format", "onnx,,", "there are: onnx, tensorrt, tensorrt-rtx"),
         ("--imgsz", "600", "try 608"),
         ("--imgsz", "0", "try 32"),
@@ -329,8 +333,37 @@ def test_formats_are_read_from_lists_and_text() -> None:
     assert check_formats(["tensorrt"]) == ("tensorrt",)
 
 
-def test_help_names_only_formats_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_the_formats_and_precisions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
-    text = capsys.readouterr().out
-    assert "tensorrt-rtx" in text
-    assert not any(word in text for word in ("openvino", "ncnn", "int8", "half", "nms"))
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(name in text for name in (*FORMATS, "--half", "--int8"))
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        (["--half", "--int8"], "not allowed with"),
+        (["--int8"], "name a data set of like images with --data"),
+        (["--half", "--format", "darknet"], "--format darknet has no fp16; it has fp32"),
+        (["--int8", "--format", "torchscript"], "--format torchscript has no int8; it has fp32"),
+    ],
+)
+def test_a_precision_that_cannot_be_had_is_one_line(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], options: list[str], answer: str
+) -> None:
+    assert main(["--weights", str(checkpoint), *options]) == 2
+    assert answer in capsys.readouterr().err
+
+
+def test_fp16_files_have_names_and_facts_of_their_own(checkpoint: Path, tmp_path: Path) -> None:
+    (file,) = export(checkpoint, "onnx", out=tmp_path, precision="fp16")
+    assert file.path.name == "pico.fp16.onnx"
+    backend = load_backend(file.path)
+    assert backend.metadata["precision"] == "fp16"
+    assert file.difference is not None and 0 < file.difference.harm < 0.02
+
+
+def test_other_runtimes_are_compared_too(checkpoint: Path, tmp_path: Path) -> None:
+    _, file = export(checkpoint, "onnx,torchscript", out=tmp_path)
+    assert (file.format, file.path.name) == ("torchscript", "pico.torchscript")
+    assert file.difference is not None and file.difference.box_px < 1e-3

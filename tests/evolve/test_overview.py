@@ -11,6 +11,7 @@ import yaml
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from benchmarks.big_study import write
 from evolve.__main__ import main
 from evolve.config import StudyConfig, load_config
 from evolve.findings import findings
@@ -48,17 +49,15 @@ def big(write_study: WriteStudy) -> StudyConfig:
     confirm = {"finalists": 3, "seeds": 2}
     write_study(generations=90, space=space, start=start, confirm=confirm)
     config = load_config("evolve.yaml")
-    study = open_study(config)
-    study.add_trial(trial(0, 0.4, "start"))
-    for number in range(1, 60):
-        reason = "diverged: " + "the loss is not finite " * 20
-        study.add_trial(
-            trial(number, None if number == 50 else 0.4 + 0.005 * number, reason=reason)
-        )
+    reason = "diverged: " + "the loss is not finite " * 20
+    values = {number: None if number == 50 else 0.4 + 0.005 * number for number in range(60)}
+    found = [trial(0, 0.4, "start")]
+    found += [trial(number, values[number], reason=reason) for number in range(1, 60)]
     for of in (0, 59, 58, 57):
         for repeat in range(2):
             value = 0.4 + 0.005 * of + 0.01 * repeat
-            study.add_trial(trial(60, value, "confirm", of=of, repeat=repeat))
+            found.append(trial(len(found), value, "confirm", of=of, repeat=repeat))
+    write(open_study(config), found)
     return config
 
 

@@ -38,13 +38,18 @@ def export_all(weights: Path, folder: Path, left_out: tuple[str, ...]) -> dict[s
     refused: dict[str, str] = {}
     for precision in ("fp32", "fp16", "int8"):
         names = [name for name, has in runtimes.PRECISIONS.items() if precision in has]
-        for name in ("onnx", *(name for name in names if name not in left_out)):
-            log.info("exporting %s %s", name, precision)
+        names = ["onnx", *(name for name in names if name not in left_out)]
+        for formats in (names, *([name] for name in names)):  # one by one if one of them fails
+            log.info("exporting %s %s", ",".join(formats), precision)
             try:
-                export(weights, name, out=folder, dynamic=True, precision=precision)
+                export(weights, formats, out=folder, dynamic=True, precision=precision)
             except (UserError, RuntimeError) as error:
-                refused[f"{name} {precision}"] = " ".join(str(error).split())
-                log.warning("%s %s: %s", name, precision, error)
+                if len(formats) == 1:
+                    refused[f"{formats[0]} {precision}"] = " ".join(str(error).split())
+                log.warning("%s: %s", precision, error)
+            else:
+                if formats is names:
+                    break
     return refused
 
 

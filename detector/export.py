@@ -46,7 +46,7 @@ from detector.parity import (
     comparison_images,
     measure,
 )
-from detector.precision import to_fp16, to_int8
+from detector.precision import to_fp16, to_int8, with_7_bit_weights
 from detector.runtimes import CONVERTERS, REQUIRE, Request
 
 NO_ENGINE = (
@@ -126,10 +126,11 @@ def export(
     metadata = describe(loaded, job.imgsz, precision)
     graph = onnx_graph.trace(loaded.model, job.imgsz, job.opset, dynamic)
     file, content = _export_onnx(job, graph, metadata, calibration)
+    int8_graph = with_7_bit_weights(content) if precision == "int8" else None
     runtimes = [
         _export_runtime(job, name, Request(
             model=loaded.model, graph=graph, imgsz=job.imgsz, dynamic=dynamic, target=job.stem,
-            metadata=metadata, precision=precision, calibration=calibration,
+            metadata=metadata, precision=precision, int8_graph=int8_graph,
         ))
         for name in wanted or () if name in CONVERTERS
     ]  # fmt: skip

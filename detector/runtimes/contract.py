@@ -30,7 +30,7 @@ class Request:
     target: Path  # folder and stem of the files: `runs/best` -> `runs/best.torchscript`
     metadata: Mapping[str, Any]  # what the files say about themselves
     precision: str = "fp32"  # or fp16, int8
-    calibration: Tensor | None = None  # (K, 3, imgsz, imgsz) float32 as the network takes; int8
+    int8_graph: bytes | None = None  # for int8: the graph with 7-bit weights, QDQ
 
     def file(self, ending: str) -> Path:
         """Return the path of a file of the result."""

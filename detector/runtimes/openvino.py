@@ -1,11 +1,10 @@
-"""OpenVINO: `best.openvino.xml` and `.bin`; the only file with `openvino` and `nncf`.
+"""OpenVINO: `best.openvino.xml` and `.bin`; the only file with `openvino`.
 
 By itself OpenVINO computes in bf16 or fp16 where the processor is fast at it; here a file computes
 in what it says: fp32 means fp32, and fp16 is about the stored weights.
 """
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from detector.runtimes.contract import Loaded, Request, missing, unreadable
 
 ENDING = "openvino.xml"
 RT_INFO = ["evolve_detector", "metadata"]  # where the file says what it is
-WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
 
 
 def require() -> Any:
@@ -29,53 +27,17 @@ def require() -> Any:
     return openvino
 
 
-def _require_nncf() -> Any:
-    try:
-        import nncf
-    except ImportError as error:
-        raise missing("nncf, which int8 for OpenVINO needs,", error, "openvino") from error
-    nncf.set_log_level(logging.ERROR)
-    return nncf
-
-
 def convert(request: Request) -> list[Path]:
-    """Write the .xml and the .bin; int8 needs `nncf` and calibration images."""
+    """Write the .xml and the .bin; int8 is what the request's int8 graph has in int8.
+
+    Source of that choice: measured, see docs/export.md; nncf costs a small network more accuracy.
+    """
     openvino = require()
-    model = openvino.Core().read_model(request.graph)
-    if request.precision == "int8":
-        model = _quantized(model, request)
+    model = openvino.Core().read_model(request.int8_graph or request.graph)
     model.set_rt_info(json.dumps(dict(request.metadata)), RT_INFO)
     path = request.file(ENDING)
     openvino.save_model(model, str(path), compress_to_fp16=request.precision == "fp16")
     return [path, path.with_suffix(".bin")]
-
-
-def _quantized(model: Any, request: Request) -> Any:
-    """Return the model in int8, but for its last convolutions and the decoding after them."""
-    nncf = _require_nncf()
-    assert request.calibration is not None
-    images = [image[None].contiguous().numpy() for image in request.calibration]
-    return nncf.quantize(
-        model,
-        nncf.Dataset(images),
-        preset=nncf.QuantizationPreset.MIXED,  # SiLU is not symmetric
-        subset_size=len(images),
-        ignored_scope=nncf.IgnoredScope(names=_last_layers(model)),
-    )
-
-
-def _last_layers(model: Any) -> list[str]:
-    """Return the names of the operations that no convolution follows."""
-    leading: set[str] = set()  # operations that a convolution needs
-    last = []
-    for node in reversed(model.get_ordered_ops()):
-        name = node.get_friendly_name()
-        if name in leading or node.get_type_name() in WEIGHTED:
-            sources = (source.get_source_output().get_node() for source in node.inputs())
-            leading.update(source.get_friendly_name() for source in sources)
-        if name not in leading and node.get_type_name() not in ("Constant", "Result"):
-            last.append(name)
-    return last
 
 
 def load(path: Path, device: torch.device, threads: int | None) -> Loaded:

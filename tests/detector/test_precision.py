@@ -17,6 +17,7 @@ from detector.precision import (
     last_convolutions,
     to_fp16,
     to_int8,
+    with_7_bit_weights,
 )
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 255
@@ -120,3 +121,12 @@ def test_convolutions_that_harm_stay_in_float(
     quantized, count, every = to_int8(graph, IMAGES)
     assert (count, every) == (0, 4)
     assert object_harm(run(graph), run(quantized)) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_7_bit_weights_mean_nearly_the_same(graph: bytes) -> None:
+    whole = to_int8(graph, IMAGES)[0]
+    halved = with_7_bit_weights(whole)
+    tensors = [t for t in onnx.load_from_string(halved).graph.initializer if t.data_type == 3]
+    weights = [onnx.numpy_helper.to_array(t) for t in tensors if len(t.dims) == 4]
+    assert weights and all(abs(w.astype(int)).max() == 64 for w in weights)
+    assert object_harm(run(whole), run(halved)) < 0.05

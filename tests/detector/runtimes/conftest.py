@@ -49,10 +49,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def request_of(network: nn.Module, graph: bytes, images: Tensor, folder: Path) -> Any:
+def request_of(network: nn.Module, graph: bytes, folder: Path) -> Any:
     def make(precision: str = "fp32", dynamic: bool = True) -> Request:
         target = folder / f"{precision}-{dynamic}" / "best"
         target.parent.mkdir(exist_ok=True)
-        return Request(network, graph, SIZE, dynamic, target, METADATA, precision, images)
+        return Request(network, graph, SIZE, dynamic, target, METADATA, precision)
 
     return make

@@ -24,7 +24,7 @@ CONVERTERS: dict[str, Converter] = {  # by the name of the format
 }
 REQUIRE: dict[str, Callable[[], object]] = {  # raise MissingPackageError before anything is done
     "openvino": openvino.require,
-    "ncnn": ncnn.require,
+    "ncnn": ncnn.require_converter,
     "torchscript": torchscript.require,
     "executorch": executorch.require,
 }

@@ -39,8 +39,9 @@ def require() -> Any:
     return ncnn
 
 
-def _converter() -> str:
-    """Return the path of the program pnnx. Raises: MissingPackageError."""
+def require_converter() -> str:
+    """Import ncnn too, and return the path of the program pnnx. Raises: MissingPackageError."""
+    require()
     try:
         import pnnx
     except ImportError as error:
@@ -54,7 +55,7 @@ def convert(request: Request) -> list[Path]:
     Raises:
         RuntimeError: pnnx fails, or leaves out a layer that ncnn does not know.
     """
-    program = _converter()
+    program = require_converter()
     graph = onnx_graph.trace(folded(request.model), request.imgsz, OPSET, dynamic=False)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "net.onnx").write_bytes(graph)

@@ -35,7 +35,7 @@ log = logging.getLogger("detector")
 
 def export_all(weights: Path, folder: Path, left_out: tuple[str, ...]) -> dict[str, str]:
     """Write every format in every precision that it has; return what was not, and why."""
-    refused: dict[str, str] = {}
+    refused = {name: "left out by --without" for name in left_out if name}
     for precision in ("fp32", "fp16", "int8"):
         names = [name for name, has in runtimes.PRECISIONS.items() if precision in has]
         names = ["onnx", *(name for name in names if name not in left_out)]

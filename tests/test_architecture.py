@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*(ROOT / "evolve").rglob("*.py"), *(ROOT / "detector").rglob("*.py")])
 OPTIONAL = {"mlflow", "onnx", "onnxruntime", "onnxslim", "tensorrt", "tensorrt_rtx", "openvino"}
 OPTIONAL |= {"ncnn", "pnnx", "nncf", "executorch", "ray", "matplotlib", "pycocotools"}
+OPTIONAL |= {"optuna_dashboard"}
 BANNED_NAMES = {"utils", "misc", "common", "helpers", "core", "general"}
 
 

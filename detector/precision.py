@@ -7,6 +7,7 @@ import copy
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,17 @@ def to_fp16(graph: bytes) -> bytes:
         nodes.append(node)
     del model.graph.node[:], model.graph.value_info[:]
     model.graph.node.extend(nodes)
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for name, tensor in weights.items() if name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend([*kept, *halves.values()])
+    model.graph.initializer.extend(halves.values())
+    _drop_unused(model)
     return bytes(model.SerializeToString())
+
+
+def _drop_unused(model: Any) -> None:
+    """Remove the weights that no node takes any more."""
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
 
 
 def _half(tensor: Any) -> Any:
@@ -257,6 +264,7 @@ def _smooth(model: Any, images: Tensor) -> None:
         nodes += [divide, node] if divide is not None else [node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+    _drop_unused(model)
 
 
 def _channel_ranges(model: Any, tensors: Sequence[str], images: Tensor) -> dict[str, np.ndarray]:
@@ -351,11 +359,11 @@ class _Calibration:
         return next(self._feeds, None)
 
 
-class _quiet:
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Keep the notes of ONNX Runtime's quantizer off the terminal."""
-
-    def __enter__(self) -> None:
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *_: object) -> None:
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
         logging.disable(logging.NOTSET)

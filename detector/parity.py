@@ -166,6 +166,8 @@ def _images_are_here(description: Path) -> bool:
         content = yaml.safe_load(description.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return False
+    if isinstance(content, dict) and content.get("format") == "shapes":
+        return True  # drawn, not downloaded
     folder = content.get("path") if isinstance(content, dict) else None
     return any(place.is_dir() for place in layout.candidates(description, str(folder or ".")))
 

@@ -15,6 +15,7 @@ from detector.parity import (
     comparison_images,
     measure,
     object_harm,
+    pictures_of,
     textured_picture,
 )
 
@@ -124,6 +125,13 @@ def test_validation_images_are_used_when_they_are_there(tmp_path: Path) -> None:
     assert source == str(yaml) and len(images) == 8
     assert images[0, :, 63, 31].tolist() == [10.0, 20.0, 30.0]  # 40x20 grows to 64x32, top-left
     assert images[7, :, 0, 32].tolist() == [114.0, 114.0, 114.0]
+
+
+def test_a_generated_data_set_is_here(tmp_path: Path) -> None:
+    yaml = tmp_path / "shapes.yaml"
+    yaml.write_text("format: shapes\ntrain: 3\nval: 2\nsize: 64\n")
+    assert comparison_images(loaded_with(str(yaml)), 64)[1] == str(yaml)
+    assert len(pictures_of(str(yaml), "train", 64)) == 3
 
 
 def test_a_data_set_that_is_not_here_is_not_downloaded(

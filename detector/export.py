@@ -104,11 +104,7 @@ def export(
     wanted = None if formats is None else check_formats(formats)
     check_precision(precision, wanted or ())
     onnx_graph.check_opset(opset)
-    if wanted != ("darknet",):
-        onnx_graph.require_packages()
-        onnxruntime()
-    for name in wanted or ():
-        REQUIRE.get(name, lambda: None)()
+    _require_packages(wanted)
     loaded = check_dense(load_model(weights))
     job = ExportJob(
         loaded=loaded,
@@ -120,20 +116,38 @@ def export(
         data=data,
     )
     darknet = [_export_darknet(job)] if "darknet" in (wanted or ()) else []
-    if wanted == ("darknet",):
-        return darknet
-    calibration = calibration_images(job) if precision == "int8" else None
-    metadata = describe(loaded, job.imgsz, precision)
-    graph = onnx_graph.trace(loaded.model, job.imgsz, job.opset, dynamic)
+    return darknet if wanted == ("darknet",) else _export_graph(job, wanted, darknet)
+
+
+def _require_packages(wanted: tuple[str, ...] | None) -> None:
+    """Raise MissingPackageError for what the formats need; engines are tried later."""
+    if wanted != ("darknet",):
+        onnx_graph.require_packages()
+        onnxruntime()
+    for name in wanted or ():
+        if name in REQUIRE:
+            REQUIRE[name]()
+
+
+def _export_graph(
+    job: ExportJob, wanted: tuple[str, ...] | None, darknet: list[ExportedFile]
+) -> list[ExportedFile]:
+    """Write the ONNX file and all that is made from its graph; return these and `darknet`."""
+    calibration = calibration_images(job) if job.precision == "int8" else None
+    metadata = describe(job.loaded, job.imgsz, job.precision)
+    graph = onnx_graph.trace(job.loaded.model, job.imgsz, job.opset, job.dynamic)
     file, content = _export_onnx(job, graph, metadata, calibration)
-    int8_graph = with_7_bit_weights(content) if precision == "int8" else None
-    runtimes = [
-        _export_runtime(job, name, Request(
-            model=loaded.model, graph=graph, imgsz=job.imgsz, dynamic=dynamic, target=job.stem,
-            metadata=metadata, precision=precision, int8_graph=int8_graph,
-        ))
-        for name in wanted or () if name in CONVERTERS
-    ]  # fmt: skip
+    request = Request(
+        model=job.loaded.model,
+        graph=graph,
+        imgsz=job.imgsz,
+        dynamic=job.dynamic,
+        target=job.stem,
+        metadata=metadata,
+        precision=job.precision,
+        int8_graph=with_7_bit_weights(content) if job.precision == "int8" else None,
+    )
+    runtimes = [_export_runtime(job, name, request) for name in wanted or () if name in CONVERTERS]
     origin = {
         **metadata,
         "onnx": file.path.name,

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from detector.boxes import cxcywh_to_xyxy
 from detector.config import Hyp
+from detector.decode import decode
 from detector.losses import LOSSES, DenseLoss, build_loss
 from detector.models import build_model
 
@@ -145,3 +147,24 @@ def test_an_empty_batch_has_sums_and_gradients_of_zero(case: str) -> None:
     assert all(not weight.grad.any() for weight in network.parameters())
     after = dict(network.named_buffers())
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("case", ["yolox", "evo"])
+def test_descending_the_loss_finds_the_objects(case: str, maps: Maps) -> None:
+    network, loss = network_and_loss(case)
+    raw = [(level * 0.1).requires_grad_() for level in maps(1, 14)]
+    target = {
+        "boxes": torch.tensor([[4.0, 6, 30, 28], [30, 34, 62, 60]]),
+        "labels": torch.tensor([2, 0]),
+    }
+    optimizer = torch.optim.Adam(raw, lr=0.1)
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss(raw, [target])["total"].backward()
+        optimizer.step()
+    decoded = decode(network, raw)[0]
+    for box, label in zip(target["boxes"], target["labels"], strict=True):
+        scores = decoded[:, 4] * decoded[:, 5 + label]
+        assert scores.max() > 0.8
+        found = cxcywh_to_xyxy(decoded[scores.argmax(), :4])
+        assert (found - box).abs().max() < 1.0  # pixels

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from detector.boxes import Detections, batched_nms, cxcywh_to_xyxy, xyxy_to_cxcywh
+from detector.boxes import Detections, cxcywh_to_xyxy, xyxy_to_cxcywh
 from detector.models.darknet import anchor_grid, flatten_heads, predicted_cxcywh
 from detector.models.evo import raw_to_xyxy
 from detector.models.yolox import flatten_raw, make_grid, raw_to_cxcywh
+from detector.nms import suppress
 from detector.voting import vote
 
 MAX_CANDIDATES = 1000  # best boxes of an image that enter NMS
@@ -61,24 +62,33 @@ DECODERS: dict[str, Callable[[nn.Module, Sequence[Tensor]], Tensor]] = {
 
 
 @torch.no_grad()
-def select(decoded: Tensor, conf: float, iou: float, max_det: int) -> list[Detections]:
+def select(
+    decoded: Tensor, conf: float, iou: float, max_det: int, nms: str = "class"
+) -> list[Detections]:
     """The objects of each image of `decoded` (B, N, 5 + C), on the same device.
 
     score = objectness * best class. Boxes below `conf` go first; the best 1000 (or `max_det`, if
-    that is more) of the rest go through class-aware NMS at `iou`; at most `max_det` are returned.
+    that is more) of the rest go through NMS at `iou` (see nms.py for its kinds); at most `max_det`
+    are returned.
+    """
+    found = candidates(decoded, conf, max(MAX_CANDIDATES, max_det))
+    return [suppress(one, iou, nms, conf, max_det) for one in found]
+
+
+@torch.no_grad()
+def candidates(decoded: Tensor, conf: float, most: int = MAX_CANDIDATES) -> list[Detections]:
+    """The best `most` boxes of each image with a score of at least `conf`, best first, before NMS.
+
+    A box has one label: its best class.
     """
     decoded = decoded.float()  # an engine may answer in float16
     best, labels = decoded[..., 5:].max(dim=-1)
     scores = best * decoded[..., 4]  # (B, N)
-    most = min(max(MAX_CANDIDATES, max_det), scores.shape[1])
-    scores, order = scores.topk(most, dim=1)
+    scores, order = scores.topk(min(most, scores.shape[1]), dim=1)
     labels = labels.gather(1, order)
     boxes = cxcywh_to_xyxy(decoded[..., :4].gather(1, order[..., None].expand(-1, -1, 4)))
     found = []
     for image_boxes, image_scores, image_labels in zip(boxes, scores, labels, strict=True):
         sure = image_scores >= conf
-        image_boxes, image_scores = image_boxes[sure], image_scores[sure]
-        image_labels = image_labels[sure]
-        keep = batched_nms(image_boxes, image_scores, image_labels, iou)[:max_det]
-        found.append(Detections(image_boxes[keep], image_scores[keep], image_labels[keep]))
+        found.append(Detections(image_boxes[sure], image_scores[sure], image_labels[sure]))
     return found

@@ -22,8 +22,9 @@ from detector.data.images import read_image
 from detector.data.rect import Size, rect_size
 from detector.data.sample import Sample
 from detector.distributed import gathered, rank, world_size
-from detector.errors import ConfigError
+from detector.errors import ConfigError, did_you_mean
 from detector.metrics import Prediction
+from detector.nms import KINDS
 
 LOADER_THREADS = 2  # decoding runs beside the network
 BATCHES_AHEAD = 2
@@ -58,6 +59,8 @@ class Settings:
     iou: float = 0.65  # of NMS
     max_det: int = 300  # per image; of these, 100 per class and image count
     rect: bool = False  # images of like shape together, padded to multiples of 32 only
+    nms: str = "class"  # a kind of nms.py
+    augment: bool = False  # several views of each picture, joined (test-time augmentation)
 
     def __post_init__(self) -> None:
         if self.imgsz < 0 or self.imgsz % 32:
@@ -69,6 +72,8 @@ class Settings:
         for name in ("conf", "iou"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be 0 to 1")
+        if self.nms not in KINDS:
+            raise ConfigError(f"nms={self.nms} is no kind of NMS{did_you_mean(self.nms, KINDS)}")
 
     def sized(self, imgsz: int) -> "Settings":
         """Return the settings with an input side: their own, or else `imgsz`."""

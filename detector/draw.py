@@ -5,9 +5,12 @@ Images are (H, W, 3) uint8 BGR and are never changed in place; boxes are xyxy in
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
+
+from detector.errors import DataError
 
 # RGB, told apart by colour-blind people too. Source: Okabe and Ito 2008 (the first seven), and
 # Paul Tol, "Colour schemes" 2021, scheme "muted" (the rest).
@@ -19,6 +22,7 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 BACKGROUND = (255, 255, 255)
 INK = (40, 40, 40)
 MAX_COVERED = 0.25  # of a picture by labels
+QUALITY = 88  # of a JPEG
 
 Colour = tuple[int, int, int]
 
@@ -28,6 +32,20 @@ def class_colour(label: int) -> Colour:
     code = PALETTE[label % len(PALETTE)]
     red, green, blue = (int(code[i : i + 2], 16) for i in (0, 2, 4))
     return blue, green, red
+
+
+def write_picture(path: Path, image: np.ndarray) -> None:
+    """Write an image, in the format of its suffix; any file name that the system allows works.
+
+    Raises: DataError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imencode(path.suffix.lower(), image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tofile(
+            path
+        )
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def text_colour(background: Colour) -> Colour:

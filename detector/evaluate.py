@@ -9,23 +9,19 @@ import itertools
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from detector.augment import Images
 from detector.backends import RUNTIMES, Backend, load_backend
-from detector.boxes import Detections
 from detector.cli import add_common, run_command
 from detector.coco_results import coco_results, write_json
 from detector.data.description import DataConfig, load_data, read_sets, single_class
 from detector.data.sample import Sample
 from detector.data.wrappers import SINGLE_CLASS
-from detector.decode import select
 from detector.distributed import (
     choose_device,
     first_on_machine,
@@ -35,13 +31,21 @@ from detector.distributed import (
 )
 from detector.errors import ConfigError
 from detector.families import Family
-from detector.finding import (
-    Originals,
-    Settings,
-    find_objects_together,
+from detector.finding import Originals, Settings, find_objects_together
+from detector.looking import Looker
+from detector.matching import judge_all
+from detector.metrics import (
+    DetectionMetrics,
+    Prediction,
+    Truth,
+    evaluate_detections,
+    measure_judged,
 )
-from detector.metrics import DetectionMetrics, Prediction, Truth, evaluate_detections
-from detector.plots import plot_confusion, plot_curves
+from detector.nms import KINDS
+from detector.resampling import RESAMPLES, bootstrap
+from detector.scorecard import Evaluation, Measures, draw_evaluation, table, truth_of
+from detector.voc_metrics import evaluate_voc
+from detector.voc_results import write_voc_results
 
 log = logging.getLogger("detector")
 
@@ -65,47 +69,7 @@ def evaluate_family(
     return from_first(lambda: evaluate_detections(truths, found, num_classes))
 
 
-def truth_of(sample: Sample) -> Truth:
-    """Return the targets of a sample; `crowd` and `difficult` ones are ignored."""
-    return Truth(sample.boxes, sample.labels, sample.crowd, sample.difficult)
-
-
 # ---- stand-alone ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """What was found in a split, and how good it is; `found` are boxes in pixels of the images."""
-
-    weights: Path
-    dataset: DataConfig
-    split: str
-    settings: Settings
-    samples: list[Sample]
-    found: list[Prediction]
-    metrics: DetectionMetrics
-    seconds: dict[str, float]  # of the whole split, by stage
-    sets: dict[str, DetectionMetrics]  # of each set by its name, if there are several
-
-    def report(self) -> dict[str, Any]:
-        """Return plain values: the metrics by their names, "classes" (by name), "coco" (the twelve
-        numbers), "speed" (ms per image) and what was evaluated. With several data sets each one's
-        metrics are there too, like "bccd/mAP50".
-        """
-        per_image = {name: 1000 * value / len(self.samples) for name, value in self.seconds.items()}
-        return {
-            **_as_dict(self.metrics, self.dataset.names),
-            **{
-                f"{set_name}/{name}": value
-                for set_name, metrics in self.sets.items()
-                for name, value in metrics.summary().items()
-            },
-            "speed": per_image,
-            "weights": str(self.weights),
-            "data": str(self.dataset.path),
-            "split": self.split,
-            **asdict(self.settings),
-        }
 
 
 def evaluate(
@@ -114,6 +78,7 @@ def evaluate(
     split: str = "val",
     device: str = "auto",
     settings: Settings | None = None,
+    measures: Measures | None = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint or an exported file on a split of a data set; see `Evaluation.report`.
 
@@ -121,11 +86,16 @@ def evaluate(
     A detector of a single class (`single_cls`) is measured with all classes of the set as one.
     Raises: UserError for a wrong option, data set or file.
     """
-    return measure(weights, data, split, device, settings or Settings()).report()
+    return measure(weights, data, split, device, settings or Settings(), measures).report()
 
 
 def measure(
-    weights: str | Path | Backend, data: str | Path, split: str, device: str, settings: Settings
+    weights: str | Path | Backend,
+    data: str | Path,
+    split: str,
+    device: str,
+    settings: Settings,
+    measures: Measures | None = None,
 ) -> Evaluation:
     """Evaluate like `evaluate`, and keep the detections (of all ranks, on rank 0).
 
@@ -133,7 +103,7 @@ def measure(
     """
     chosen = weights.device if isinstance(weights, Backend) else choose_device(device)
     with process_group(chosen):
-        return _measure(weights, data, split, chosen, settings)
+        return _measure(weights, data, split, chosen, settings, measures or Measures())
 
 
 def _measure(
@@ -142,6 +112,7 @@ def _measure(
     split: str,
     device: torch.device,
     settings: Settings,
+    measures: Measures,
 ) -> Evaluation:
     backend = weights if isinstance(weights, Backend) else load_backend(weights, device)
     settings = settings.sized(backend.imgsz)
@@ -156,18 +127,27 @@ def _measure(
         sets = read_sets(dataset, split)
     samples = [sample for part in sets.values() for sample in part]
     to_dataset = _label_map(backend, dataset)
-    timed = _Timed(backend, settings.imgsz)
-    found = find_objects_together(timed, samples, Originals(samples), settings, backend.device)
+    looker = Looker(backend, settings)
+    found = find_objects_together(looker, samples, Originals(samples), settings, backend.device)
     found = [Prediction(p.boxes, p.scores, to_dataset[p.labels]) for p in found]
-    started = time.perf_counter()
-    truths = [truth_of(sample) for sample in samples]
-    metrics = from_first(
-        lambda: evaluate_detections(truths, found, dataset.num_classes, by_size=True)
-    )
-    seconds = {**timed.seconds, "metrics": time.perf_counter() - started}
-    by_set = from_first(lambda: _measure_sets(sets, truths, found, dataset.num_classes))
+    truths, count = [truth_of(sample) for sample in samples], dataset.num_classes
+
+    def measured() -> dict[str, Any]:
+        started = time.perf_counter()
+        judged = judge_all(truths, found, count)
+        metrics = measure_judged(judged, by_size=True)
+        seconds = {**looker.seconds, "metrics": time.perf_counter() - started}
+        resamples = measures.bootstrap
+        return {
+            "metrics": metrics,
+            "seconds": seconds,
+            "sets": _measure_sets(sets, truths, found, count),
+            "intervals": bootstrap(judged, measures.fitness, resamples) if resamples else {},
+            "voc": evaluate_voc(truths, found, count) if measures.voc else None,
+        }
+
     return Evaluation(
-        backend.path, dataset, split, settings, samples, found, metrics, seconds, by_set
+        backend.path, dataset, split, settings, measures, samples, found, **from_first(measured)
     )
 
 
@@ -186,34 +166,6 @@ def _measure_sets(
     }
 
 
-class _Timed:
-    """A backend that notes the seconds in network (with decoding) and NMS, all batches included."""
-
-    def __init__(self, backend: Backend, imgsz: int) -> None:
-        self.backend = backend
-        blank = torch.zeros(1, 3, imgsz, imgsz)
-        backend.detect(blank, 1.0, 1.0, 1)  # the first call of a process is slow
-        self.seconds = {"network": 0.0, "NMS": 0.0}
-
-    def detect(self, images: Tensor, conf: float, iou: float, max_det: int) -> list[Detections]:
-        start = self._now()
-        if self.backend.find is not None:  # with NMS inside
-            found = self.backend.detect(images, conf, iou, max_det)
-            self.seconds["network"] += self._now() - start
-            return found
-        decoded = self.backend.decoded(images)
-        middle = self._now()
-        found = select(decoded, conf, iou, max_det)
-        self.seconds["network"] += middle - start
-        self.seconds["NMS"] += self._now() - middle
-        return found
-
-    def _now(self) -> float:
-        if self.backend.device.type != "cpu":
-            torch.accelerator.synchronize(self.backend.device)
-        return time.perf_counter()
-
-
 def _label_map(backend: Backend, dataset: DataConfig) -> np.ndarray:
     """Return the data set's label of each label of the model, by name, whatever the order."""
     if set(backend.names) != set(dataset.names):
@@ -224,37 +176,13 @@ def _label_map(backend: Backend, dataset: DataConfig) -> np.ndarray:
     return np.array([dataset.names.index(name) for name in backend.names], np.int64)
 
 
-def _as_dict(metrics: DetectionMetrics, names: Sequence[str]) -> dict[str, Any]:
-    classes = {
-        names[row.label]: {
-            "images": row.images,
-            "targets": row.targets,
-            "precision": row.precision,
-            "recall": row.recall,
-            "F1": row.f1,
-            "mAP50": row.ap50,
-            "mAP50-95": row.ap50_95,
-        }
-        for row in metrics.classes
-    }
-    return {
-        **metrics.summary(),
-        "mAP75": metrics.map75,
-        "confidence": metrics.confidence,
-        "images": metrics.images,
-        "targets": metrics.targets,
-        "classes": classes,
-        "without_targets": [names[label] for label in metrics.absent],
-        "confusion": metrics.confusion.tolist(),
-        "coco": metrics.coco,
-    }
-
-
 # ---- command -------------------------------------------------------------------------------
 
 EXAMPLES = """examples:
   python -m detector.evaluate --weights runs/train/bccd/weights/best.pt --data data/bccd.yaml
   python -m detector.evaluate --weights best.onnx --data data/bccd.yaml --split test --json
+  python -m detector.evaluate --weights best.pt --data data/bccd.yaml --bootstrap --plots pictures
+  python -m detector.evaluate --weights best.pt --data data/bccd.yaml --voc --save-voc results
   python -m detector.evaluate --weights best.pt --data data/coco.yaml --save-json results.json
 """
 
@@ -265,9 +193,15 @@ def add_settings(parser: argparse.ArgumentParser, defaults: Settings) -> None:
         "--weights", required=True, metavar="FILE", help="checkpoint (.pt) or exported file"
     )
     parser.add_argument("--runtime", help=f"what runs an .onnx file: {' or '.join(RUNTIMES)}")
+    add_finding(parser, defaults)
+
+
+def add_finding(parser: argparse.ArgumentParser, defaults: Settings) -> None:
+    """Add the options that say how objects are found."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     for name, text in (
         ("imgsz", "input side, pixels; 0: the weights' own"),
+        ("batch", "images at once"),
         ("conf", "least score"),
         ("iou", "IoU of NMS"),
         ("max_det", "detections per image"),
@@ -275,6 +209,56 @@ def add_settings(parser: argparse.ArgumentParser, defaults: Settings) -> None:
         default = getattr(defaults, name)
         option, help_text = f"--{name.replace('_', '-')}", f"{text} (default {default})"
         parser.add_argument(option, type=type(default), default=default, help=help_text)
+    parser.add_argument("--nms", default="class", help=f"{', '.join(KINDS)} (default class)")
+    parser.add_argument(
+        "--augment", action="store_true", help="look at each picture mirrored and smaller too"
+    )
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """Return what the options of `add_finding` say. Raises: ConfigError."""
+    return Settings(
+        imgsz=options.imgsz,
+        batch=options.batch,
+        conf=options.conf,
+        iou=options.iou,
+        max_det=options.max_det,
+        rect=getattr(options, "rect", False),
+        nms=options.nms,
+        augment=options.augment,
+    )
+
+
+def add_measures(parser: argparse.ArgumentParser, resamples: int) -> None:
+    """Add the options of what is measured; `resamples` is the default of --bootstrap."""
+    parser.add_argument("--data", required=True, help="data set description (yaml) or folder")
+    parser.add_argument("--split", default="val", help="train, val or test (default val)")
+    parser.add_argument(
+        "--rect", action="store_true", help="pad images to multiples of 32 only (.pt): faster"
+    )
+    parser.add_argument(
+        "--fitness", metavar="NAME=WEIGHT,...", help="weights that sum to 1, like mAP50=0.4,F1=0.6"
+    )
+    parser.add_argument(
+        "--bootstrap", type=int, nargs="?", const=RESAMPLES, default=resamples, metavar="N",
+        help=f"95 %% intervals over N resamples of the images ({RESAMPLES} if N is left out)",
+    )  # fmt: skip
+
+
+def fitness_weights(text: str | None) -> dict[str, float]:
+    """Return the weights of `mAP50=0.4,F1=0.6`, or the defaults. Raises: ConfigError."""
+    if text is None:
+        return dict(Measures().fitness)
+    weights = {}
+    for part in text.split(","):
+        name, equals, number = (word.strip() for word in part.partition("="))
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise ConfigError(f"--fitness {text}: {part!r} is not like mAP50=0.4")
+    return weights
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -286,60 +270,41 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_settings(parser, Settings())
-    parser.add_argument("--data", required=True, help="data set description (yaml) or folder")
-    parser.add_argument("--split", default="val", help="train, val or test (default val)")
-    parser.add_argument("--batch", type=int, default=16, help="images at once (default 16)")
-    parser.add_argument(
-        "--rect", action="store_true", help="pad images to multiples of 32 only (.pt): faster"
-    )
+    add_measures(parser, resamples=0)
+    parser.add_argument("--voc", action="store_true", help="AP by the rules of VOC too")
     parser.add_argument("--save-json", metavar="FILE", help="write detections as COCO results")
-    parser.add_argument("--plots", metavar="FOLDER", help="write curves.png and confusion.png")
+    parser.add_argument(
+        "--save-voc", metavar="FOLDER", help="write detections as comp4_det_test_<class>.txt"
+    )
+    parser.add_argument(
+        "--plots", metavar="FOLDER",
+        help="write curves.png, confusion.png, calibration.png and worst.jpg",
+    )  # fmt: skip
     add_common(parser)
     return run_command(_evaluate_command, parser, argv)
 
 
 def _evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
-    settings = Settings(
-        options.imgsz, options.batch, options.conf, options.iou, options.max_det, options.rect
-    )
     weights = options.weights
     if options.runtime:
         weights = load_backend(weights, runtime=options.runtime)
-    found = measure(weights, options.data, options.split, options.device, settings)
+    measures = Measures(fitness_weights(options.fitness), options.bootstrap, options.voc)
+    found = measure(
+        weights, options.data, options.split, options.device, settings_of(options), measures
+    )
     if not is_first():
         return {}
     if options.save_json:
         rows = coco_results(found.dataset, found.split, found.samples, found.found)
         write_json(Path(options.save_json), rows)
+    if options.save_voc:
+        write_voc_results(Path(options.save_voc), found.samples, found.found, found.dataset.names)
     if options.plots:
-        folder, names = Path(options.plots), found.dataset.names
-        plot_curves(found.metrics, names, folder / "curves.png")
-        plot_confusion(found.metrics.confusion, names, folder / "confusion.png")
+        draw_evaluation(found, Path(options.plots))
     report = found.report()
     if not options.json:
         print(table(report))
     return report
-
-
-def table(report: dict[str, Any]) -> str:
-    """Return the result of `evaluate` as a table of fixed columns: all, then each class."""
-    keys = ("precision", "recall", "F1", "mAP50", "mAP50-95")
-    rows = [("all", report), *report["classes"].items()]
-    width = max(len(name) for name, _ in [("Class", None), *rows])
-    lines = [f"{'Class':<{width}}  Images  Targets      P      R     F1  mAP50  mAP50-95"]
-    for name, row in rows:
-        numbers = "".join(f"{row[key]:>{9 if key == 'mAP50-95' else 6}.3f} " for key in keys)
-        lines.append(f"{name:<{width}}  {row['images']:>6}  {row['targets']:>7} {numbers}".rstrip())
-    for key in (key for key in report if key.endswith("/mAP50-95")):
-        name = key.removesuffix("/mAP50-95")
-        numbers = ", ".join(f"{metric} {report[f'{name}/{metric}']:.3f}" for metric in keys)
-        lines.append(f"{name} alone: {numbers}")
-    if report["without_targets"]:
-        lines.append(f"without targets, in no mean: {', '.join(report['without_targets'])}")
-    speed = ", ".join(f"{name} {value:.1f} ms" for name, value in report["speed"].items())
-    lines.append(f"P, R and F1 at IoU 0.5 and confidence {report['confidence']:.3f}")
-    lines.append(f"per image: {speed}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -261,3 +261,39 @@ def judge(found: Found, targets: Targets, pairs: Pairs, area_range: tuple[float,
         matched=matched,
         positives=np.bincount(targets.label[~ignored], minlength=targets.num_classes),
     )
+
+
+def class_slices(found: Found, verdict: Verdict) -> list[tuple[int, np.ndarray]]:
+    """Return (label, predictions by falling score) of each class that has targets."""
+    labels = np.flatnonzero(verdict.positives)
+    ordered = found.label[found.by_class]
+    first = np.searchsorted(ordered, labels, side="left")
+    last = np.searchsorted(ordered, labels, side="right")
+    return [(int(c), found.by_class[a:b]) for c, a, b in zip(labels, first, last, strict=True)]
+
+
+class Judged(NamedTuple):
+    """All images with what was found in them, and what became of it: what metrics are made of."""
+
+    found: Found
+    targets: Targets
+    pairs: Pairs
+    whole: Verdict  # for targets of any area
+    num_images: int
+
+
+def judge_all(
+    truths: Sequence[Truth], predictions: Sequence[Prediction], num_classes: int, max_det: int = 100
+) -> Judged:
+    """Match the best `max_det` predictions of each class and image, one sequence item an image.
+
+    Raises: ValueError for lists of different length, labels outside 0 .. C - 1, non-finite scores.
+    """
+    if len(predictions) != len(truths):
+        raise ValueError(f"{len(predictions)} predictions for {len(truths)} images")
+    targets = flatten_truths(truths, num_classes)
+    found = flatten_predictions(predictions, num_classes, max_det)
+    pairs = overlapping_pairs(
+        found.group, found.boxes, targets.group, targets.boxes, targets.crowd, IOU_THRESHOLDS[0]
+    )
+    return Judged(found, targets, pairs, judge(found, targets, pairs, ALL_AREAS), len(truths))

@@ -13,19 +13,26 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from detector.curves import (
+    RECALL_GRID,
+    Calibration,
+    Curves,
+    calibrate,
+    confidence_curves,
+    image_counts,
+)
 from detector.errors import ConfigError, did_you_mean
 from detector.matching import (
-    ALL_AREAS,
     IOU_THRESHOLDS,
     Found,
-    Pairs,
+    Judged,
     Prediction,
     Targets,
     Truth,
     Verdict,
-    flatten_predictions,
-    flatten_truths,
+    class_slices,
     judge,
+    judge_all,
     match,
     overlapping_pairs,
 )
@@ -34,9 +41,7 @@ logger = logging.getLogger(__name__)
 
 METRIC_NAMES = ("mAP50-95", "mAP50", "precision", "recall", "F1")
 
-RECALL_GRID = np.linspace(0.0, 1.0, 101)
-CONFIDENCE_GRID = np.linspace(0.0, 1.0, 501)
-AREA_RANGES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 
 
 @dataclass(frozen=True)
@@ -51,21 +56,6 @@ class ClassMetrics:
     f1: float
     ap50: float
     ap50_95: float
-
-
-@dataclass(frozen=True, eq=False)
-class Curves:
-    """Curves at IoU 0.5 of the K classes that have targets, in the order of `labels`."""
-
-    labels: np.ndarray  # (K,)
-    recall_grid: np.ndarray  # (101,)
-    precision_at_recall: np.ndarray  # (K, 101) the interpolated precision whose mean is AP50
-    confidence: np.ndarray  # (501,)
-    precision: (
-        np.ndarray
-    )  # (K, 501) of the predictions with score >= confidence; 0 when there are none
-    recall: np.ndarray  # (K, 501)
-    f1: np.ndarray  # (K, 501)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +79,11 @@ class DetectionMetrics:
     absent: tuple[int, ...]  # classes without targets: part of no mean
     confusion: np.ndarray  # (C + 1, C + 1) int64, [true, predicted]; the last one is background
     curves: Curves
+    calibration: Calibration
+    image_counts: np.ndarray  # (images, 3) hits, false positives, missed targets at `confidence`
     coco: dict[str, float] = field(default_factory=dict)  # the twelve COCO numbers, -1 = undefined
+    # {"small": {label: AP50-95}, "medium": ..., "large": ...} of classes with targets of the size
+    class_sizes: dict[str, dict[int, float]] = field(default_factory=dict)
 
     def summary(self) -> dict[str, float]:
         """Return the metrics under the names that results.csv, MLflow and fitness weights use."""
@@ -141,19 +135,18 @@ def evaluate_detections(
     numbers, which costs three more matchings.
     Raises: ValueError for lists of different length, labels outside 0 .. C - 1, non-finite scores.
     """
-    if len(predictions) != len(truths):
-        raise ValueError(f"{len(predictions)} predictions for {len(truths)} images")
-    targets = flatten_truths(truths, num_classes)
-    found = flatten_predictions(predictions, num_classes, max_det)
-    pairs = overlapping_pairs(
-        found.group, found.boxes, targets.group, targets.boxes, targets.crowd, IOU_THRESHOLDS[0]
-    )
-    whole = judge(found, targets, pairs, ALL_AREAS)
+    return measure_judged(judge_all(truths, predictions, num_classes, max_det), by_size)
+
+
+def measure_judged(judged: Judged, by_size: bool = False) -> DetectionMetrics:
+    """Return the metrics of predictions that are matched already; see `evaluate_detections`."""
+    found, targets, whole = judged.found, judged.targets, judged.whole
     if not whole.positives.any():
-        logger.warning("no targets to evaluate in %d images: every metric is 0", len(truths))
+        logger.warning("no targets to evaluate in %d images: every metric is 0", judged.num_images)
     ap, grid50 = _average_precision(found, whole)
     confidence = _best_confidence(found, whole)
     classes = _class_table(found, targets, whole, ap, confidence)
+    coco, class_sizes = _coco_numbers(judged, ap) if by_size else ({}, {})
     return DetectionMetrics(
         map50_95=_mean(ap),
         map50=_mean(ap[:, 0]),
@@ -162,24 +155,22 @@ def evaluate_detections(
         recall=_mean([row.recall for row in classes]),
         f1=_mean([row.f1 for row in classes]),
         confidence=confidence,
-        images=len(truths),
+        images=judged.num_images,
         targets=int(whole.positives.sum()),
         classes=classes,
         absent=tuple(np.flatnonzero(whole.positives == 0).tolist()),
         confusion=_confusion(found, targets, whole, confidence),
-        curves=_curves(found, whole, grid50),
-        coco=_coco_numbers(found, targets, pairs, whole, ap) if by_size else {},
+        curves=confidence_curves(found, whole, grid50),
+        calibration=calibrate(found, whole),
+        image_counts=image_counts(judged, confidence),
+        coco=coco,
+        class_sizes=class_sizes,
     )
 
 
 def count_hits(truth: Truth, found: Prediction, num_classes: int) -> tuple[int, int, int]:
     """Return the hits and misses of one image's predictions at IoU 0.5, and its objects."""
-    targets = flatten_truths([truth], num_classes)
-    flat = flatten_predictions([found], num_classes, 100)
-    pairs = overlapping_pairs(
-        flat.group, flat.boxes, targets.group, targets.boxes, targets.crowd, IOU_THRESHOLDS[0]
-    )
-    verdict = judge(flat, targets, pairs, ALL_AREAS)
+    verdict = judge_all([truth], [found], num_classes).whole
     return int(verdict.hit[0].sum()), int(verdict.miss[0].sum()), int(verdict.positives.sum())
 
 
@@ -190,18 +181,9 @@ def _mean(values: np.ndarray | list[float]) -> float:
     return float(np.mean(values)) if len(values) else 0.0
 
 
-def _class_slices(found: Found, verdict: Verdict) -> list[tuple[int, np.ndarray]]:
-    """Return (label, predictions by falling score) of each class that has targets."""
-    labels = np.flatnonzero(verdict.positives)
-    ordered = found.label[found.by_class]
-    first = np.searchsorted(ordered, labels, side="left")
-    last = np.searchsorted(ordered, labels, side="right")
-    return [(int(c), found.by_class[a:b]) for c, a, b in zip(labels, first, last, strict=True)]
-
-
 def _average_precision(found: Found, verdict: Verdict) -> tuple[np.ndarray, np.ndarray]:
     """Return 101-point AP (K, H) and the interpolated precision at IoU 0.5 (K, 101)."""
-    slices = _class_slices(found, verdict)
+    slices = class_slices(found, verdict)
     ap = np.zeros((len(slices), len(IOU_THRESHOLDS)))
     grid50 = np.zeros((len(slices), len(RECALL_GRID)))
     for k, (label, rows) in enumerate(slices):
@@ -226,7 +208,7 @@ def _best_confidence(found: Found, verdict: Verdict) -> float:
     sum over classes at every score is the running sum of these changes by falling score.
     """
     rows_of_all, changes = [], []
-    for label, rows in _class_slices(found, verdict):
+    for label, rows in class_slices(found, verdict):
         hits, misses = np.cumsum(verdict.hit[0, rows]), np.cumsum(verdict.miss[0, rows])
         f1 = 2 * hits / (hits + misses + verdict.positives[label])
         rows_of_all.append(rows)
@@ -268,27 +250,6 @@ def _class_table(
     return tuple(table)
 
 
-def _curves(found: Found, verdict: Verdict, grid50: np.ndarray) -> Curves:
-    slices = _class_slices(found, verdict)
-    hits = np.zeros((len(slices), len(CONFIDENCE_GRID)))
-    misses = np.zeros_like(hits)
-    for k, (_, rows) in enumerate(slices):
-        taken = np.searchsorted(-found.scores[rows], -CONFIDENCE_GRID, side="right")
-        hits[k] = np.append(0, np.cumsum(verdict.hit[0, rows]))[taken]
-        misses[k] = np.append(0, np.cumsum(verdict.miss[0, rows]))[taken]
-    labels = np.array([label for label, _ in slices], np.int64)
-    positives = verdict.positives[labels][:, None]  # (K, 1)
-    return Curves(
-        labels=labels,
-        recall_grid=RECALL_GRID,
-        precision_at_recall=grid50,
-        confidence=CONFIDENCE_GRID,
-        precision=hits / np.maximum(hits + misses, 1),
-        recall=hits / positives,
-        f1=2 * hits / (hits + misses + positives),
-    )
-
-
 def _confusion(found: Found, targets: Targets, verdict: Verdict, confidence: float) -> np.ndarray:
     """Return the (C + 1, C + 1) counts at IoU 0.5 of the predictions with score >= `confidence`.
 
@@ -323,9 +284,10 @@ def _confusion(found: Found, targets: Targets, verdict: Verdict, confidence: flo
 
 
 def _coco_numbers(
-    found: Found, targets: Targets, pairs: Pairs, whole: Verdict, ap: np.ndarray
-) -> dict[str, float]:
-    """Return the twelve numbers of `COCOeval.summarize` in its order."""
+    judged: Judged, ap: np.ndarray
+) -> tuple[dict[str, float], dict[str, dict[int, float]]]:
+    """Return the twelve numbers of `COCOeval.summarize` in its order, and AP by size and class."""
+    found, targets, whole = judged.found, judged.targets, judged.whole
 
     def mean_recall(verdict: Verdict, max_rank: int) -> float:
         present = np.flatnonzero(verdict.positives)
@@ -336,16 +298,19 @@ def _coco_numbers(
         recall = hits[:, present] / verdict.positives[present]  # (H, K)
         return float(recall.mean()) if recall.size else -1.0
 
-    sized = {name: judge(found, targets, pairs, area) for name, area in AREA_RANGES.items()}
+    sized = {name: judge(found, targets, judged.pairs, area) for name, area in SIZES.items()}
     numbers = {
         name: float(values.mean()) if values.size else -1.0
         for name, values in {"AP": ap, "AP50": ap[:, 0], "AP75": ap[:, 5]}.items()
     }
+    by_class = {}
     for name, verdict in sized.items():
         size_ap, _ = _average_precision(found, verdict)
         numbers[f"AP_{name}"] = float(size_ap.mean()) if size_ap.size else -1.0
+        labels = np.flatnonzero(verdict.positives).tolist()
+        by_class[name] = dict(zip(labels, size_ap.mean(axis=1).tolist(), strict=True))
     for count in (1, 10, 100):
         numbers[f"AR{count}"] = mean_recall(whole, count)
     for name, verdict in sized.items():
         numbers[f"AR_{name}"] = mean_recall(verdict, 100)
-    return numbers
+    return numbers, by_class

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
 from detector.data.loader import Batch
 from detector.data.sample import Sample
-from detector.draw import Tile, draw_grid
+from detector.draw import Tile, draw_grid, write_picture
 from detector.families import Family
 from detector.finding import Originals, Settings, find_objects
 from detector.metrics import Truth, count_hits
@@ -20,7 +19,6 @@ FOUND = "pictures/detections.jpg"  # in the folder of a run
 MOST = 16  # pictures on a sheet of a batch
 EXAMPLES = 3  # validation pictures on a sheet of detections
 CELL = (320, 320)  # height and width of a picture on a sheet, pixels
-QUALITY = 88  # of a JPEG
 
 
 def draw_batch(batch: Batch, names: Sequence[str], path: Path) -> None:
@@ -86,6 +84,4 @@ def typical(samples: Sequence[Sample], count: int = EXAMPLES) -> list[Sample]:
 def _write(
     path: Path, tiles: Sequence[Tile], names: Sequence[str], columns: int, height: int = CELL[0]
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet = draw_grid(tiles, names, columns=columns, cell=(height, CELL[1]))
-    cv2.imwrite(str(path), sheet, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    write_picture(path, draw_grid(tiles, names, columns=columns, cell=(height, CELL[1])))

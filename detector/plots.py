@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from detector.curves import SCORE_BINS, Calibration
 from detector.draw import PALETTE
 from detector.errors import DataError, MissingPackageError
 from detector.metrics import METRIC_NAMES, DetectionMetrics
@@ -41,24 +42,64 @@ def plot_training(results: str | Path, picture: str | Path) -> None:
 
 
 def plot_curves(metrics: DetectionMetrics, names: Sequence[str], picture: str | Path) -> None:
-    """Draw precision over recall and F1 over confidence at IoU 0.5, for each class and the mean."""
-    curves = metrics.curves
-    figure = _figure(13, 5.2)
-    left, right = figure.subplots(1, 2)
-    ap50 = [row.ap50 for row in metrics.classes]
-    at = curves.recall_grid
-    _class_lines(left, at, curves.precision_at_recall, curves.labels, names, ap50)
-    _mean_line(left, at, curves.precision_at_recall, f"mean, mAP50 {metrics.map50:.3f}")
-    left.set(title="Precision and recall, IoU 0.5", xlabel="Recall", ylabel="Precision")
-    f1 = [row.f1 for row in metrics.classes]
-    _class_lines(right, curves.confidence, curves.f1, curves.labels, names, f1)
-    mean = f"mean, best {metrics.f1:.3f} at {metrics.confidence:.3f}"
-    _mean_line(right, curves.confidence, curves.f1, mean)
-    right.plot(metrics.confidence, metrics.f1, "o", color=INK, zorder=4)
-    right.set(title="F1 and confidence, IoU 0.5", xlabel="Confidence", ylabel="F1")
-    for axes in (left, right):
+    """Draw precision over recall, and precision, recall and F1 over confidence, at IoU 0.5.
+
+    Each has a line a class and one for the mean; the number behind a name is its value: AP50, and
+    else the value at the best confidence, which is a dashed line.
+    """
+    curves, rows = metrics.curves, metrics.classes
+    # where no prediction is left, precision is not 0 but unknown: the line ends
+    none_left = (curves.recall == 0) & (curves.precision == 0) & (curves.recall[:, :1] > 0)
+    known = np.where(none_left, np.nan, curves.precision)
+    figure = _figure(13.5, 9)
+    panels = figure.subplots(2, 2)
+    first, at = panels[0, 0], curves.recall_grid
+    _class_lines(
+        first, at, curves.precision_at_recall, curves.labels, names, [r.ap50 for r in rows]
+    )
+    _mean_line(first, at, curves.precision_at_recall, f"mean, mAP50 {metrics.map50:.3f}")
+    first.set(title="Precision over recall", xlabel="Recall", ylabel="Precision")
+    over = {
+        "Precision": (
+            panels[0, 1],
+            known,
+            metrics.precision,
+            [r.precision for r in rows],
+        ),
+        "Recall": (panels[1, 0], curves.recall, metrics.recall, [r.recall for r in rows]),
+        "F1": (panels[1, 1], curves.f1, metrics.f1, [r.f1 for r in rows]),
+    }
+    for name, (axes, values, mean, numbers) in over.items():
+        _class_lines(axes, curves.confidence, values, curves.labels, names, numbers)
+        _mean_line(axes, curves.confidence, values, f"mean {mean:.3f}")
+        best = f"best F1 at {metrics.confidence:.3f}"
+        axes.axvline(metrics.confidence, color=INK, linewidth=0.9, linestyle="--", label=best)
+        axes.set(title=f"{name} over confidence", xlabel="Confidence", ylabel=name)
+    for axes in panels.flat:
         axes.set(xlim=(0, 1), ylim=(0, 1.02))
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
+    figure.suptitle("At IoU 0.5")
+    _save(figure, picture)
+
+
+def plot_calibration(calibration: Calibration, picture: str | Path) -> None:
+    """Draw how often a score is right: precision in bins of scores, and how many fall there."""
+    figure = _figure(7, 6)
+    axes, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    width = np.diff(SCORE_BINS)
+    there = calibration.count > 0
+    axes.bar(SCORE_BINS[:-1][there], calibration.precision[there], width[there], align="edge",
+             color=LINES[1], edgecolor="white", label="share that is right (IoU 0.5)")  # fmt: skip
+    axes.plot([0, 1], [0, 1], "--", color=INK, linewidth=0.9, label="a score that means its share")
+    axes.set(ylabel="Share of the predictions", xlim=(0, 1), ylim=(0, 1.02),
+             title=f"Calibration: scores off by {calibration.error:.3f} on average")  # fmt: skip
+    axes.legend(loc="upper left", fontsize=9)
+    below.bar(SCORE_BINS[:-1], calibration.count, width, align="edge", color=GRAY,
+              edgecolor="white")  # fmt: skip
+    below.set(xlabel="Score (below 0.1 is not shown)", ylabel="Predictions")
+    for one in (axes, below):
+        one.grid(alpha=0.3)
+        one.set_axisbelow(True)
     _save(figure, picture)
 
 

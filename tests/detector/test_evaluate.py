@@ -19,10 +19,11 @@ from detector.data.cache import ImageCache
 from detector.data.description import load_data, read_split
 from detector.data.sample import Sample
 from detector.errors import ConfigError, DataError
-from detector.evaluate import evaluate, evaluate_family, main, truth_of
+from detector.evaluate import evaluate, evaluate_family, main
 from detector.families import build_family
 from detector.finding import Originals, Settings, batches_of, find_objects, in_image_pixels
 from detector.models import build_model
+from detector.scorecard import Measures, truth_of, worst
 
 COLOURS = {"square": (40, 40, 230), "disc": (230, 200, 40)}  # BGR
 CPU = torch.device("cpu")
@@ -295,7 +296,8 @@ def test_command_prints_one_json_object(
 
 def test_command_draws_plots_when_asked(wide_set: Path, looking: None) -> None:
     assert main(["--weights", "any.pt", "--data", str(wide_set), "--plots", "pictures"]) == 0
-    assert {path.name for path in Path("pictures").iterdir()} == {"curves.png", "confusion.png"}
+    names = {"curves.png", "confusion.png", "calibration.png", "worst.jpg"}
+    assert {path.name for path in Path("pictures").iterdir()} == names
 
 
 @pytest.mark.parametrize(
@@ -439,3 +441,79 @@ def test_a_runtime_that_does_not_read_the_file_is_refused(
 ) -> None:
     assert main([f"--weights={checkpoint}", f"--data={wide_set}", "--runtime=opencv"]) == 2
     assert "--runtime opencv: reads .onnx files only" in capsys.readouterr().err
+
+
+# ---- beside the metrics
+
+
+def test_changed_labels_are_seen_and_each_split_has_its_own(looking: None, wide_set: Path) -> None:
+    # B-58: a cache of annotations that forgets split and time keeps the old ones
+    root = wide_set.parent
+    wide_set.write_text(wide_set.read_text() + "test: one.txt\n")
+    (root / "one.txt").write_text("images/0.png\n")
+    assert evaluate("any.pt", wide_set)["targets"] == 12
+    assert evaluate("any.pt", wide_set, "test")["targets"] == 3
+    rows = (root / "labels" / "0.txt").read_text().splitlines()
+    (root / "labels" / "0.txt").write_text(rows[0] + "\n")
+    assert evaluate("any.pt", wide_set)["targets"] == 10
+    assert evaluate("any.pt", wide_set, "test")["targets"] == 1
+
+
+def test_command_measures_by_the_rules_of_voc_and_writes_its_files(
+    looking: None, wide_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--weights=any.pt", f"--data={wide_set}", "--voc", "--save-voc=out", "--json"]
+    assert main(argv) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["voc"]["2007"]["mAP50"] == report["voc"]["2012"]["mAP50"] == 1.0
+    rows = Path("out/comp4_det_test_square.txt").read_text().splitlines()
+    assert len(rows) == 6 and rows[0].split()[0] == "0"
+
+
+def test_intervals_and_fitness_stand_in_report_and_table(
+    looking: None, wide_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--weights=any.pt", f"--data={wide_set}", "--fitness", "mAP50=0.25, F1=0.75"]
+    assert main([*argv, "--bootstrap", "100"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(
+        line.startswith("95 % over images: fitness 1.000 (1.000 to 1.000)") for line in lines
+    )
+    assert any(line.startswith("fitness 1.0000, calibration error") for line in lines)
+    report = evaluate("any.pt", wide_set, measures=Measures({"mAP50-95": 1.0}, 100))
+    assert report["fitness"] == report["mAP50-95"] < 1
+    low, high = report["intervals"]["mAP50-95"]
+    assert low <= report["mAP50-95"] <= high
+    assert "intervals" not in evaluate("any.pt", wide_set)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (["--fitness", "mAP50"], "'mAP50' is not like mAP50=0.4"),
+        (["--fitness", "mAP50=0.4"], "the weights sum to 0.4; they must sum to 1"),
+        (["--bootstrap", "-1"], "bootstrap=-1 must be 0 (off) or more"),
+        (["--bootstrap", "7"], "7 resamples are too few"),
+        (["--nms", "soft-nms"], "nms=soft-nms is no kind of NMS; did you mean soft?"),
+    ],
+)
+def test_wrong_measures_are_one_line(
+    looking: None, wide_set: Path, change: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--weights=any.pt", f"--data={wide_set}", *change]) == 2
+    assert text in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_size_of_each_class_is_in_its_row(looking: None, wide_set: Path) -> None:
+    report = evaluate("any.pt", wide_set)
+    square = report["classes"]["square"]
+    sizes = [name for name in ("mAP_small", "mAP_medium", "mAP_large") if name in square]
+    assert sizes == ["mAP_small", "mAP_medium"]
+    both = [report["classes"][name]["mAP_medium"] for name in ("square", "disc")]
+    assert sum(both) / 2 == pytest.approx(report["coco"]["AP_medium"])
+
+
+def test_worst_images_have_the_least_f1_then_the_most_errors() -> None:
+    counts = np.array([[9, 0, 0], [0, 1, 0], [0, 3, 2], [4, 2, 2], [9, 1, 0]])
+    assert worst(counts) == [2, 1, 3, 4]  # the first one has no error
+    assert worst(counts, 2) == [2, 1]

@@ -10,7 +10,7 @@ import pytest
 from detector import plots
 from detector.errors import DataError
 from detector.metrics import DetectionMetrics, Prediction, Truth, evaluate_detections
-from detector.plots import plot_confusion, plot_curves, plot_training
+from detector.plots import plot_calibration, plot_confusion, plot_curves, plot_training
 
 RESULTS = """epoch,step,lr,train/box,train/total,mAP50-95,mAP50,precision,recall,F1,fitness,seconds
 1,5,0.003,4.5,9.0,,,,,,,7
@@ -82,19 +82,32 @@ def test_curves_carry_the_numbers_of_the_evaluation(figures: list[Any]) -> None:
     metrics = metrics_of(3)
     plot_curves(metrics, ("cell", "_odd $x$", "x"), "curves.png")
     assert is_picture("curves.png")
-    precision, f1 = figures[0].axes
-    assert line(precision, "mean").get_ydata().mean() == pytest.approx(metrics.map50)
-    assert line(precision, "cell").get_ydata().mean() == pytest.approx(metrics.classes[0].ap50)
-    assert line(f1, "mean").get_label() == (
-        f"mean, best {metrics.f1:.3f} at {metrics.confidence:.3f}"
-    )
-    names = [text.get_text() for text in f1.get_legend().get_texts()]
-    assert len(names) == 4
+    by_recall, precision, recall, f1 = figures[0].axes
+    assert line(by_recall, "mean").get_ydata().mean() == pytest.approx(metrics.map50)
+    assert line(by_recall, "cell").get_ydata().mean() == pytest.approx(metrics.classes[0].ap50)
+    for axes, value in ((precision, metrics.precision), (recall, metrics.recall), (f1, metrics.f1)):
+        assert line(axes, "mean").get_label() == f"mean {value:.3f}"
+        assert line(axes, "best F1").get_xdata()[0] == metrics.confidence
+        assert len(axes.get_legend().get_texts()) == 5
+    # above the highest score there is no precision: the line ends, and does not fall to 0
+    assert np.isnan(line(precision, "cell").get_ydata()[-1])
+    assert line(recall, "cell").get_ydata()[-1] == 0
+
+
+def test_calibration_shows_the_share_that_is_right(figures: list[Any]) -> None:
+    found = metrics_of(3).calibration
+    plot_calibration(found, "calibration.png")
+    assert is_picture("calibration.png")
+    above, below = figures[0].axes
+    heights = [bar.get_height() for bar in above.patches]
+    assert heights == pytest.approx(found.precision[found.count > 0].tolist())
+    assert [bar.get_height() for bar in below.patches] == found.count.tolist()
+    assert f"{found.error:.3f}" in above.get_title()
 
 
 def test_many_classes_have_no_endless_legend(figures: list[Any]) -> None:
     plot_curves(metrics_of(30), [f"class {n}" for n in range(30)], "curves.png")
-    assert all(len(axes.get_legend().get_texts()) == 1 for axes in figures[0].axes)
+    assert all(len(axes.get_legend().get_texts()) <= 2 for axes in figures[0].axes)
     assert all(len(axes.lines) >= 31 for axes in figures[0].axes)
 
 

@@ -39,6 +39,9 @@ exit codes: 0 done, 1 the run failed, 2 wrong usage or input, 130 interrupted"""
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = _parser().parse_args(argv)
+    # NumPy reads it when it is loaded: models of 400 trials gain nothing from more, and the other
+    # cores belong to the trials
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from evolve.errors import RunFailed, disk_is_full
 
     command: Callable[[argparse.Namespace], int] = arguments.command

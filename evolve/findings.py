@@ -32,19 +32,17 @@ def findings(config: StudyConfig, study: Study) -> Findings | None:
     """Return what a study with complete trials says; None without any."""
     # heavy, and of use to few commands
     from evolve.evidence import LEAST
-    from evolve.samplers.guided import GuidedSampler
+    from evolve.recommend import length_scales
 
     trials = study.get_trials(deepcopy=False)
     ranked = ranking(trials)
     if not ranked:
         return None
     space = common_space(config.space, ranked)
-    scales = None
+    maximize, scales = study.directions[0] == StudyDirection.MAXIMIZE, None
     if len(ranked) >= LEAST and not config.objectives:
-        model = GuidedSampler(space=space, start=start_of(config, trials), seed=config.study.seed)
-        scales = model.length_scales(study)
+        scales = length_scales(trials, space, start_of(config, trials), maximize=maximize)
     every = max(1, len(trials) // JUDGED)
-    maximize = study.directions[0] == StudyDirection.MAXIMIZE
     found = importance(trials[::every], space, length_scales=scales, maximize=maximize)
     return Findings(space, found, rank_check(trials, maximize=maximize))
 

@@ -70,10 +70,12 @@ class MlflowTracker:
         self._runs: dict[int, _Run] = {}
         self._points: dict[int, Points] = {}  # not yet written
         self._flushed: dict[int, float] = {}
-        self._values: dict[int, float] = {}  # fitness of the generations
+        self._progress: dict[int, tuple[float, int]] = {}  # fitness and end of the generations
+        self._shown: set[tuple[str, int]] = set()  # points of the parent's curves in the store
         self._behind = True  # the record may lack something
         self._faults, self._warned = 0, False
-        self._rest_until = self._caught_up = -math.inf  # on the monotonic clock
+        # on the monotonic clock
+        self._rest_until = self._caught_up = self._progress_written = -math.inf
 
     # ---- what the study calls
 
@@ -91,6 +93,7 @@ class MlflowTracker:
             gone = number not in trials or trials[number].state == TrialState.WAITING
             if run.status == "RUNNING" and gone:  # left by a process that died
                 self._attempt(self._close, run, "abandoned")
+        self._attempt(self._write_progress)
         self._behind = not all(written)
         return sum(written)
 
@@ -171,16 +174,18 @@ class MlflowTracker:
         self._identity = study.user_attrs["tracking_id"]
         identity = {"evolve.id": self._identity, "evolve.kind": "study"}
         parents = store.find(identity)
+        self._shown = set()
         if parents:
             self._parent = parents[-1].info.run_id
             store.reopen(self._parent)
+            self._shown = store.written(self._parent)
         else:
             tags = {**identity, "evolve.study": name, "mlflow.note.content": self._record.note}
             self._parent = store.create(f"study {name}", tags).run_id
         store.save_view(self._parent, f"{name}: best first", self._record.columns)
         self._read_runs(store)
         generations = ranking(study.get_trials(deepcopy=False))
-        self._values = {trial.number: fitness(trial) for trial in generations}
+        self._progress = {trial.number: _end_of(trial) for trial in generations}
         self._store = store
         return store
 
@@ -262,7 +267,10 @@ class MlflowTracker:
             store.upload(run.artifacts, path, place)
         store.close(run.id, STATUS[trial.state], end)
         run.status, run.state = STATUS[trial.state], trial.state.name.lower()
-        self._log_progress(store, trial, end)
+        if trial.state == TrialState.COMPLETE and kind_of(trial) != CONFIRM:
+            self._progress[trial.number] = _end_of(trial)
+        if time.monotonic() - self._progress_written > FLUSH_SECONDS:
+            self._write_progress(store)
 
     def _unwritten(self, store: Store, run: _Run, points: Points) -> Points:
         if run.written is None:
@@ -284,15 +292,16 @@ class MlflowTracker:
         if run.written is not None:
             run.written |= set(points)
 
-    def _log_progress(self, store: Store, trial: FrozenTrial, moment: int) -> None:
+    def _write_progress(self, store: Store) -> None:
         """Extend the parent's two curves by trial number: fitness and best fitness."""
-        if trial.state != TrialState.COMPLETE or kind_of(trial) == CONFIRM:
-            return
-        self._values[trial.number] = fitness(trial)
-        best = max(value for other, value in self._values.items() if other <= trial.number)
-        values = tracked.clean({"best_fitness": best, "trial_fitness": fitness(trial)})
-        points = {(name, trial.number): (value, moment) for name, value in values.items()}
-        store.log(self._parent, points, {}, {})
+        self._progress_written, best, points = time.monotonic(), -math.inf, Points()
+        for number, (value, moment) in sorted(self._progress.items()):
+            best = max(best, value)
+            values = tracked.clean({"best_fitness": best, "trial_fitness": value})
+            points |= {(name, number): (value, moment) for name, value in values.items()}
+        news = {key: point for key, point in points.items() if key not in self._shown}
+        store.log(self._parent, news, {}, {})
+        self._shown |= set(news)
 
     # ---- the end
 
@@ -305,6 +314,7 @@ class MlflowTracker:
         interrupted = [run for run in self._runs.values() if run.status == "RUNNING"]
         for run in interrupted:
             self._close(store, run, "interrupted")
+        self._write_progress(store)
         trials = study.get_trials(deepcopy=False)
         winner = _winner(trials, summary or {})
         tags = self._outcome_tags(winner, summary or {})
@@ -364,6 +374,10 @@ class MlflowTracker:
         )
         champion.register(store, model, told)
         return {"evolve.model": model}
+
+
+def _end_of(trial: FrozenTrial) -> tuple[float, int]:
+    return fitness(trial), tracked.milliseconds(trial.datetime_complete)
 
 
 def _winner(trials: Sequence[FrozenTrial], summary: Mapping[str, Any]) -> FrozenTrial | None:

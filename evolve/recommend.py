@@ -10,6 +10,7 @@ Source: Frazier 2018, arXiv 1807.02811, section 5.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evolve.record import excess
 from evolve.samplers.observations import Array, Observations, Places, Scale, observe, shape_of
-from evolve.samplers.surrogate import Surrogate, fit
+from evolve.samplers.surrogate import Hyper, Shape, Surrogate, fit
 from evolve.space import Params, Space
 
 LEAST = 8  # trials from which a model is made; of fewer the best measured one is taken
@@ -74,6 +75,24 @@ def recommendations(
     return [_recommended(rows, known, estimates, 1.0 if maximize else -1.0) for rows in ranked]
 
 
+def length_scales(
+    trials: Sequence[FrozenTrial],
+    space: Space,
+    start: Mapping[str, Any],
+    *,
+    maximize: bool = True,
+) -> dict[str, float]:
+    """Return the length scale of each gene on the cube in the model that recommends.
+
+    Long ones matter little. Empty with too few trials for a model.
+    """
+    known = observe(trials, Places(space, dict(start)), maximize=maximize)
+    if len(known.values) < LEAST or not space.genes:
+        return {}
+    lengths = _hyper_of(known, shape_of(space), Scale.of(known.values)).lengths
+    return dict(zip(space.names, map(float, lengths), strict=True))
+
+
 @dataclass(frozen=True)
 class _Estimates:
     """Of each observed place (N,): mean and standard error of its true value, larger is better.
@@ -94,7 +113,7 @@ def _estimated(known: Observations, space: Space, start: Array) -> _Estimates:
     scale = Scale.of(known.values)
     shape = shape_of(space)
     standard, extra = scale.standard(known.values), scale.variance(known.values, known.extra)
-    hyper = fit(shape, known.cubes, standard, extra)
+    hyper = _hyper_of(known, shape, scale)
     model = Surrogate(shape, known.cubes, standard, hyper, extra)
     means, errors = model.predict(known.cubes)
     gains, gain_errors = model.difference(known.cubes, start)
@@ -104,6 +123,17 @@ def _estimated(known: Observations, space: Space, start: Array) -> _Estimates:
         safe_gains=gains - CAUTION * gain_errors,
         noise=math.sqrt(hyper.noise) * scale.unit,
     )
+
+
+def _hyper_of(known: Observations, shape: Shape, scale: Scale) -> Hyper:
+    arrays = (known.cubes, scale.standard(known.values), scale.variance(known.values, known.extra))
+    return _fitted(shape.choices, *(array.tobytes() for array in arrays))
+
+
+@lru_cache(maxsize=2)  # a command asks twice about the same trials: whom to trust, what matters
+def _fitted(choices: tuple[int, ...], cubes: bytes, values: bytes, extra: bytes) -> Hyper:
+    places, standard, variances = map(np.frombuffer, (cubes, values, extra))
+    return fit(Shape(choices), places.reshape(len(standard), -1), standard, variances)
 
 
 def _recommended(

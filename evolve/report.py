@@ -12,7 +12,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
-from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from evolve.config import StudyConfig
@@ -26,9 +25,8 @@ BLUE, ORANGE, VERMILION, GREEN, GREY = "#0072B2", "#E69F00", "#D55E00", "#009E73
 DPI = 120
 
 
-def write_trials_csv(study: Study, config: StudyConfig, path: Path) -> None:
+def write_trials_csv(trials: Sequence[FrozenTrial], config: StudyConfig, path: Path) -> None:
     """Write one row a trial: state, fitness, values in full precision, metrics, seed, reason."""
-    trials = study.get_trials(deepcopy=False)
     params = list(dict.fromkeys([*config.space.names, *_names(trial.params for trial in trials)]))
     taken = {*LEADING, *TRAILING, *params}
     metrics = [name for name in _names(map(_metrics, trials)) if name != "fitness"]
@@ -46,13 +44,16 @@ def write_trials_csv(study: Study, config: StudyConfig, path: Path) -> None:
 
 
 def write_convergence_plot(
-    study: Study, config: StudyConfig, path: Path, recommended: int | None = None
+    trials: Sequence[FrozenTrial],
+    config: StudyConfig,
+    path: Path,
+    recommended: int | None = None,
 ) -> None:
     """Draw fitness by trial, the best so far, the start value, and the repeats with other seeds.
 
     The star is the `recommended` trial; None: the one that measured best.
     """
-    scene = _scene(study, recommended)
+    scene = _scene(trials, recommended)
     repeats = _repeats(scene)
     figure = new_figure(10, 5)
     if repeats:
@@ -76,10 +77,13 @@ def write_convergence_plot(
 
 
 def write_parameter_plot(
-    study: Study, config: StudyConfig, path: Path, recommended: int | None = None
+    trials: Sequence[FrozenTrial],
+    config: StudyConfig,
+    path: Path,
+    recommended: int | None = None,
 ) -> None:
     """Draw fitness against each hyperparameter: later trials brighter, winner and start marked."""
-    scene = _scene(study, recommended)
+    scene = _scene(trials, recommended)
     names = _names(trial.params for trial in scene.drawn)
     columns = min(5, max(1, math.ceil(math.sqrt(len(names)))))
     rows = max(1, math.ceil(len(names) / columns))
@@ -149,7 +153,7 @@ class _Scene:
     Of the measured ones the `drawn` stand in pictures with a panel for each hyperparameter.
     """
 
-    trials: list[FrozenTrial]
+    trials: Sequence[FrozenTrial]
     search: list[FrozenTrial]
     measured: list[FrozenTrial]
     drawn: list[FrozenTrial]
@@ -179,8 +183,7 @@ class _Repeat:
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
 
-def _scene(study: Study, recommended: int | None = None) -> _Scene:
-    trials = study.get_trials(deepcopy=False)
+def _scene(trials: Sequence[FrozenTrial], recommended: int | None = None) -> _Scene:
     search = [t for t in trials if kind_of(t) != CONFIRM and t.state.is_finished()]
     measured = [t for t in search if t.state != TrialState.FAIL and t.values]
     starts = [t for t in measured if kind_of(t) == START and t.state == TrialState.COMPLETE]

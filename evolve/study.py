@@ -217,7 +217,8 @@ def _record(config: StudyConfig, study: Study, tracker: Tracker, summary: Summar
     """Write the table, at the end the report too, and close the tracker; no fault costs a study."""
     folder = config.directory
     try:
-        report.write_trials_csv(study, config, folder / "trials.csv")
+        trials = study.get_trials(deepcopy=False)
+        report.write_trials_csv(trials, config, folder / "trials.csv")
         if summary is not None:
             from evolve.page.write import write_report  # heavy, and of use at the end only
 

@@ -88,15 +88,13 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _rows(
-    connection: Connection, study_id: int, model: type[models.BaseModel], *names: str
-) -> Iterator[Any]:
-    """Give columns of a table that belongs to the trials, in the order in which it was written."""
+def _rows(connection: Connection, study_id: int, model: type[models.BaseModel], *names: str) -> Any:
+    """Return a cursor over columns of a table of the trials, in the order of its writing."""
     table, trials = model.__table__, models.TrialModel.__table__
     query = select(table.c.trial_id, *(table.c[name] for name in names))
     query = query.join(trials, trials.c.trial_id == table.c.trial_id)
     query = query.where(trials.c.study_id == study_id).order_by(*table.primary_key)
-    return iter(connection.execute(query))
+    return connection.execute(query)
 
 
 def _params(connection: Connection, study_id: int) -> tuple[ByTrial, ByTrial]:
@@ -105,7 +103,9 @@ def _params(connection: Connection, study_id: int) -> tuple[ByTrial, ByTrial]:
     params: ByTrial = defaultdict(dict)
     distributions: ByTrial = defaultdict(dict)
     names = ("param_name", "param_value", "distribution_json")
-    for trial_id, name, value, text in _rows(connection, study_id, models.TrialParamModel, *names):
+    rows = _rows(connection, study_id, models.TrialParamModel, *names)
+    # the driver's own rows: of text and floats, which SQLAlchemy would only wrap one by one
+    for trial_id, name, value, text in rows.cursor.fetchall():
         kind = known.get(text)
         if kind is None:
             kind = known[text] = json_to_distribution(text)

@@ -128,9 +128,9 @@ def scene_of(config: StudyConfig, study: Study, summary: Summary) -> Scene:
     search = [t for t in trials if kind_of(t) != CONFIRM and t.state.is_finished()]
     measured = [trial for trial in search if is_measured(trial)]
     repeats = [t for t in trials if kind_of(t) == CONFIRM and is_measured(t)]
-    sign = -1.0 if study.directions[0] == StudyDirection.MINIMIZE else 1.0
+    sign = _sign(study)
     starts = [t for t in measured if kind_of(t) == START and t.state == TrialState.COMPLETE]
-    winner = _winner(summary, measured, sign)
+    winner = winner_of(study, summary)
     kept = {t.number for t in (*starts[:1], *([winner] if winner else []))}
     kept |= {int(trial.user_attrs.get("of", -1)) for trial in repeats}
     return Scene(
@@ -154,6 +154,20 @@ def scene_of(config: StudyConfig, study: Study, summary: Summary) -> Scene:
     )
 
 
+def winner_of(study: Study, summary: Summary) -> FrozenTrial | None:
+    """Return the recommended trial; the smallest one where Optuna minimises."""
+    search = [t for t in study.get_trials(deepcopy=False) if kind_of(t) != CONFIRM]
+    measured = [t for t in search if t.state.is_finished() and is_measured(t)]
+    if _sign(study) > 0:
+        return next((t for t in measured if t.number == summary.recommended_trial), None)
+    complete = [trial for trial in measured if trial.state == TrialState.COMPLETE]
+    return min(complete, key=fitness, default=None)
+
+
+def _sign(study: Study) -> float:
+    return -1.0 if study.directions[0] == StudyDirection.MINIMIZE else 1.0
+
+
 def place_of(gene: Gene, params: Mapping[str, Any]) -> float | None:
     """Return where a trial stands on a gene's range; None if it does not have it there."""
     if gene.name not in params:
@@ -169,14 +183,6 @@ def _options(config: StudyConfig) -> str:
         return which_study(config)
     except ConfigError:  # the file is gone, or broken by now
         return f" --study {config.study.name}"
-
-
-def _winner(summary: Summary, measured: Sequence[FrozenTrial], sign: float) -> FrozenTrial | None:
-    """Return the recommended trial; the smallest one where Optuna minimises."""
-    if sign > 0:
-        return next((t for t in measured if t.number == summary.recommended_trial), None)
-    complete = [trial for trial in measured if trial.state == TrialState.COMPLETE]
-    return min(complete, key=fitness, default=None)
 
 
 def _space_of(config: StudyConfig, trials: Sequence[FrozenTrial]) -> Space:

@@ -75,7 +75,7 @@ def size_of(path: Path) -> tuple[int, int]:
 def test_the_table_has_a_row_for_every_trial(
     study: Study, config: StudyConfig, tmp_path: Path
 ) -> None:
-    report.write_trials_csv(study, config, tmp_path / "trials.csv")
+    report.write_trials_csv(study.trials, config, tmp_path / "trials.csv")
     rows = read(tmp_path / "trials.csv")
     assert [row["number"] for row in rows] == [str(number) for number in range(8)]
     assert [row["kind"] for row in rows[:5]] == ["start", "search", "search", "search", "confirm"]
@@ -87,7 +87,7 @@ def test_the_table_has_a_row_for_every_trial(
 
 
 def test_the_table_keeps_full_precision(study: Study, config: StudyConfig, tmp_path: Path) -> None:
-    report.write_trials_csv(study, config, tmp_path / "trials.csv")
+    report.write_trials_csv(study.trials, config, tmp_path / "trials.csv")
     for row, trial in zip(read(tmp_path / "trials.csv"), study.trials, strict=True):
         assert float(row["box"]) == trial.params["box"]
         assert float(row["lr0"]) == trial.params["lr0"]
@@ -96,7 +96,7 @@ def test_the_table_keeps_full_precision(study: Study, config: StudyConfig, tmp_p
 def test_a_metric_named_like_a_parameter_has_its_own_column(
     study: Study, config: StudyConfig, tmp_path: Path
 ) -> None:
-    report.write_trials_csv(study, config, tmp_path / "trials.csv")
+    report.write_trials_csv(study.trials, config, tmp_path / "trials.csv")
     row = read(tmp_path / "trials.csv")[0]
     assert (row["box"], row["metric.box"], row["mAP50-95"]) == (str(0.1 + 0.2), "0.1", "0.25")
 
@@ -112,13 +112,13 @@ def test_the_old_table_stays_when_writing_fails(
 
     monkeypatch.setattr(csv.DictWriter, "writerow", full)
     with pytest.raises(OSError, match="No space"):
-        report.write_trials_csv(study, config, path)
+        report.write_trials_csv(study.trials, config, path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_study_without_trials_gives_a_header(config: StudyConfig, tmp_path: Path) -> None:
-    report.write_trials_csv(optuna.create_study(), config, tmp_path / "new" / "trials.csv")
+    report.write_trials_csv([], config, tmp_path / "new" / "trials.csv")
     assert (tmp_path / "new" / "trials.csv").read_text().startswith("number,kind,state,fitness,box")
 
 
@@ -126,7 +126,7 @@ def test_a_study_without_trials_gives_a_header(config: StudyConfig, tmp_path: Pa
 
 
 def test_the_scene_separates_search_and_repeats(study: Study) -> None:
-    scene = report._scene(study)
+    scene = report._scene(study.trials)
     assert [trial.number for trial in scene.search] == [0, 1, 2, 3]
     assert [trial.number for trial in scene.measured] == [0, 1, 2]
     assert scene.start is not None and scene.start.number == 0
@@ -134,7 +134,7 @@ def test_the_scene_separates_search_and_repeats(study: Study) -> None:
 
 
 def test_repeats_have_mean_and_spread(study: Study) -> None:
-    start, other = report._repeats(report._scene(study))
+    start, other = report._repeats(report._scene(study.trials))
     assert (start.label, other.label) == ("start", "trial 1")
     # (0.4 + 0.6) / 2 = 0.5; sqrt(2 * 0.1^2 / (2 - 1)) = 0.1414
     assert start.mean == pytest.approx(0.5)
@@ -155,7 +155,7 @@ def test_the_best_so_far_never_falls(study: Study, config: StudyConfig) -> None:
     from matplotlib.figure import Figure
 
     axes = Figure().subplots()
-    report._draw_progress(axes, report._scene(study), 0.0)
+    report._draw_progress(axes, report._scene(study.trials), 0.0)
     (line,) = (line for line in axes.get_lines() if line.get_label() == "best so far")
     assert line.get_ydata().tolist() == [0.5, 0.75, 0.75]
     labels = axes.get_legend_handles_labels()[1]
@@ -176,7 +176,7 @@ def test_a_log_scaled_parameter_has_a_log_axis(study: Study, config: StudyConfig
     scales = {}
     for name in SPACE:
         axes = Figure().subplots()
-        report._draw_parameter(axes, name, report._scene(study))
+        report._draw_parameter(axes, name, report._scene(study.trials))
         scales[name] = axes.get_xscale()
         if name == "optimizer":
             assert [tick.get_text() for tick in axes.get_xticklabels()] == ["SGD", "AdamW"]
@@ -195,7 +195,7 @@ def test_many_trials_are_thinned_out_in_the_panels(
     study = optuna.create_study(direction="maximize")
     for value in (0.1, 0.2, 0.3, 0.2, 0.2, 0.2, 0.2, 0.9, 0.8):
         add(study, config, value)
-    scene = report._scene(study)
+    scene = report._scene(study.trials)
     drawn = [trial.number for trial in scene.drawn]
     assert {0, 7, 8} <= set(drawn)  # start values and the best
     assert len(drawn) == 6
@@ -204,17 +204,17 @@ def test_many_trials_are_thinned_out_in_the_panels(
 
 
 def test_the_star_is_what_is_recommended(study: Study) -> None:
-    best = report._scene(study)
+    best = report._scene(study.trials)
     assert best.winner is not None and best.word == "best"
     other = next(trial.number for trial in best.measured if trial.number != best.winner.number)
-    found = report._scene(study, other)
+    found = report._scene(study.trials, other)
     assert found.winner is not None and (found.winner.number, found.word) == (other, "recommended")
-    assert report._scene(study, 10_000).winner == best.winner  # no such trial
+    assert report._scene(study.trials, 10_000).winner == best.winner  # no such trial
 
 
 def test_pictures_are_written(study: Study, config: StudyConfig, tmp_path: Path) -> None:
-    report.write_convergence_plot(study, config, tmp_path / "convergence.png")
-    report.write_parameter_plot(study, config, tmp_path / "parameters.png")
+    report.write_convergence_plot(study.trials, config, tmp_path / "convergence.png")
+    report.write_parameter_plot(study.trials, config, tmp_path / "parameters.png")
     assert size_of(tmp_path / "convergence.png") == (1200, 600)
     width, height = size_of(tmp_path / "parameters.png")
     assert width > 600 and height > 600
@@ -228,8 +228,8 @@ def test_young_studies_have_pictures(
     study = optuna.create_study(direction="maximize")
     for value in values:
         add(study, config, value)
-    report.write_convergence_plot(study, config, tmp_path / "convergence.png")
-    report.write_parameter_plot(study, config, tmp_path / "parameters.png")
+    report.write_convergence_plot(study.trials, config, tmp_path / "convergence.png")
+    report.write_parameter_plot(study.trials, config, tmp_path / "parameters.png")
     assert size_of(tmp_path / "convergence.png") == (1200, 600)
 
 
@@ -237,6 +237,6 @@ def test_only_stopped_trials_have_pictures(config: StudyConfig, tmp_path: Path) 
     study = optuna.create_study(direction="maximize")
     for value in (0.1, 0.2):
         add(study, config, value, state=TrialState.PRUNED)
-    report.write_convergence_plot(study, config, tmp_path / "convergence.png")
-    report.write_parameter_plot(study, config, tmp_path / "parameters.png")
+    report.write_convergence_plot(study.trials, config, tmp_path / "convergence.png")
+    report.write_parameter_plot(study.trials, config, tmp_path / "parameters.png")
     assert size_of(tmp_path / "parameters.png")[0] > 600

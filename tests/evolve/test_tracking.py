@@ -253,12 +253,21 @@ def test_confirmation_runs_are_named_after_their_trial(bench: Bench) -> None:
 def test_the_parent_run_follows_the_best_fitness_of_the_search(bench: Bench) -> None:
     for value, kind in ((0.3, "start"), (0.2, "search"), (0.6, "search"), (0.9, "confirm")):
         bench.run(value, kind=kind)
+    bench.tracker.finish(bench.study, None)
     (parent,) = bench.parents()
     best = bench.curve_of(parent.info.run_id, "best_fitness")
     assert best == [(0, 0.3), (1, 0.3), (2, 0.6)]
 
 
-def test_a_trial_costs_three_calls_to_log_batch(
+def test_a_parent_run_that_was_cut_off_gets_what_it_lacks(bench: Bench) -> None:
+    bench.run(0.3, kind="start")
+    bench.run(0.2)
+    bench.restart()
+    (parent,) = bench.parents()
+    assert bench.curve_of(parent.info.run_id, "trial_fitness") == [(0, 0.3), (1, 0.2)]
+
+
+def test_a_trial_costs_two_calls_to_log_batch(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
@@ -270,7 +279,7 @@ def test_a_trial_costs_three_calls_to_log_batch(
 
     monkeypatch.setattr(Store, "log", counted)
     bench.run()
-    assert len(calls) == 3  # its parameters, its results, the parent's curve
+    assert len(calls) == 2  # its parameters, its results
 
 
 def test_more_than_a_thousand_points_are_written(bench: Bench) -> None:

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*(ROOT / "evolve").rglob("*.py"), *(ROOT / "detector").rglob("*.py")])
 OPTIONAL = {"mlflow", "onnx", "onnxruntime", "onnxslim", "tensorrt", "tensorrt_rtx", "openvino"}
 OPTIONAL |= {"ncnn", "pnnx", "nncf", "executorch", "ray", "matplotlib", "pycocotools"}
-OPTIONAL |= {"optuna_dashboard"}
+OPTIONAL |= {"optuna_dashboard", "supervision"}
 BANNED_NAMES = {"utils", "misc", "common", "helpers", "core", "general"}
 
 
@@ -68,6 +68,7 @@ def test_each_optional_library_has_one_file_in_a_package() -> None:
                 "onnx",
                 "onnxslim",
                 "onnxruntime",
+                "supervision",
             }:
                 homes.setdefault((package, top), set()).add(relative(path))
     both_onnx_libraries = {"detector/precision.py"}  # rewrites graphs, and runs them to judge

@@ -29,16 +29,16 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, upright: bool = False) -> np.ndarray:
     """Decode an image file to (H, W, 3) uint8 BGR.
 
-    Gray, 16 bit and alpha are converted. An EXIF rotation is not applied: boxes are in the pixels
-    as stored. Any file name that the system allows works.
+    Gray, 16 bit and alpha are converted. An EXIF rotation is not applied unless `upright` is asked
+    for: boxes are in the pixels as stored. Any file name that the system allows works.
 
     Raises:
         DataError: the file is missing, empty or not an image.
     """
-    image = decode_bytes(_read_bytes(Path(path)))
+    image = decode_bytes(_read_bytes(Path(path)), upright)
     if image is None:
         raise DataError(f"{path}: not a readable image")
     return image
@@ -78,10 +78,11 @@ def _read_bytes(path: Path) -> np.ndarray:
     return content
 
 
-def decode_bytes(content: np.ndarray) -> np.ndarray | None:
+def decode_bytes(content: np.ndarray, upright: bool = False) -> np.ndarray | None:
     """Decode the bytes (n,) uint8 of an image file as `read_image` does; None if that fails."""
+    turning = 0 if upright else cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        return cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        return cv2.imdecode(content, cv2.IMREAD_COLOR | turning)
     except cv2.error:  # some damaged files raise, others give None
         return None
 

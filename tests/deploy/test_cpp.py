@@ -23,7 +23,8 @@ from detector.checkpoint import model_content, save_checkpoint
 from detector.export import export
 from detector.finding import Settings
 from detector.models import build_model
-from detector.predict import find_sources, predict
+from detector.predict import predict
+from detector.sources import find_sources
 
 pytestmark = pytest.mark.slow  # the build takes a minute
 

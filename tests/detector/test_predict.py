@@ -1,7 +1,9 @@
 """Prediction with a detector whose answers are written down, on pictures drawn here."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,10 +12,13 @@ import torch
 
 from detector.backends import Backend
 from detector.checkpoint import model_content, save_checkpoint
-from detector.errors import ConfigError, DataError
+from detector.errors import ConfigError, DataError, MissingPackageError
 from detector.finding import Settings
+from detector.image_result import Result
 from detector.models import build_model
-from detector.predict import Result, find_sources, main, predict
+from detector.predict import main, predict, predict_each
+from detector.sources import find_sources
+from detector.tiling import Tiles
 
 NAMES = ("cat", "dog", "owl")
 # cx, cy, w, h in pixels of a 64 x 64 input, objectness, class probabilities
@@ -174,14 +179,16 @@ def test_pattern_and_list_and_name_with_brackets(folder: Path) -> None:
     ("name", "text"),
     [
         ("gone.png", "no such file or folder"),
-        ("empty", "the folder has no images"),
-        ("*.bmp", "no image matches the pattern"),
-        ("clip.MP4", "video is not supported yet"),
+        ("empty", "the folder has no images or videos"),
+        ("*.bmp", "no image or video matches the pattern"),
+        ("bad.txt", r"bad.txt:2: gone.jpg: no such file or folder"),
+        ("none.txt", "the list names no images"),
     ],
 )
 def test_source_without_images_is_refused(folder: Path, name: str, text: str) -> None:
     (folder / "empty").mkdir()
-    (folder / "clip.MP4").write_bytes(b"0")
+    (folder / "bad.txt").write_text("a.png\ngone.jpg\n")
+    (folder / "none.txt").write_text("\n")
     with pytest.raises(DataError, match=text):
         find_sources(folder / name)
 
@@ -265,3 +272,158 @@ def test_nothing_readable_gives_exit_code_2(
     (folder / "nothing").mkdir()
     assert run("--source", folder / name) == 2
     assert name in capsys.readouterr().err
+
+
+# ---- videos
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Five frames of 128 x 64 pixels, 10 a second, of noise that a network takes for objects."""
+    path = tmp_path / "clip.avi"
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (128, 64))
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        video.write(rng.integers(0, 255, (64, 128, 3)).astype(np.uint8))
+    video.release()
+    return path
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_video_is_predicted_like_its_frames_as_images(
+    clip: Path, tmp_path: Path, batch: int
+) -> None:
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "x.pt", model_content(build_model("yolox-pico", 3), NAMES, 64))
+    capture, files = cv2.VideoCapture(str(clip)), []
+    while (grabbed := capture.read())[0]:
+        files.append(tmp_path / f"{len(files)}.png")
+        cv2.imwrite(str(files[-1]), grabbed[1])
+    settings = Settings(conf=0.0, max_det=20, batch=batch)
+    of_video = predict(tmp_path / "x.pt", clip, "cpu", settings)
+    of_images = predict(tmp_path / "x.pt", list(files), "cpu", settings)
+    assert len(of_video) == len(of_images) == 5
+    for frame, image in zip(of_video, of_images, strict=True):
+        assert len(frame.scores) == 20
+        for name in ("boxes", "scores", "labels"):
+            assert np.array_equal(getattr(frame, name), getattr(image, name))
+
+
+def test_command_writes_a_video_rows_of_each_frame_csv_coco_and_crops(
+    told: None, clip: Path
+) -> None:
+    argv = ["--save-txt", "--save-csv", "--save-coco", "--save-crops", "--save-json"]
+    assert run("--source", clip, "--stride", "2", "--out", "out", *argv) == 0
+    video = cv2.VideoCapture("out/clip.mp4")
+    assert (video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)) == (3, 5)
+    rows = sorted(path.name for path in Path("out/labels").iterdir())
+    assert rows == ["clip_000000.txt", "clip_000002.txt", "clip_000004.txt"]
+    table = Path("out/predictions.csv").read_text().splitlines()
+    assert table[0] == "image,frame,label,name,score,x1,y1,x2,y2"
+    assert table[1] == f"{clip},0,0,cat,0.9,16.0,16.0,48.0,48.0"
+    assert len(table) == 1 + 3 * 3
+    coco = json.loads(Path("out/coco.json").read_text())
+    assert coco[0] == {
+        "image_id": "clip_000000", "category_id": 0, "bbox": [16, 16, 32, 32],
+        "score": pytest.approx(0.9),
+    }  # fmt: skip
+    assert len(json.loads(Path("out/predictions.json").read_text())) == 3
+    crop = cv2.imread("out/crops/cat/clip_000000-1.png")
+    assert crop.shape == (32, 32, 3)
+
+
+def test_json_files_without_results_are_json(told: None, folder: Path) -> None:
+    argv = ["--conf", "0.95", "--out", "out", "--no-images", "--save-coco", "--save-json"]
+    assert run("--source", folder / "a.png", *argv) == 0
+    assert json.loads(Path("out/coco.json").read_text()) == []
+    assert json.loads(Path("out/predictions.json").read_text())[0]["detections"] == []
+
+
+def test_frames_come_one_by_one_with_their_picture(backend: Backend, clip: Path) -> None:
+    each = predict_each(backend, clip)
+    first = next(each)
+    assert isinstance(first, Result) and first.title == "clip.avi frame 0"
+    assert first.plot().shape == (64, 128, 3)
+    each.close()  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match="frame 0: its picture was not kept"):
+        predict(backend, clip)[0].plot()
+
+
+def test_batches_change_neither_order_nor_results(backend: Backend, folder: Path) -> None:
+    (folder / "b.png").write_bytes(b"junk")
+    source = [folder / "a.png", folder / "b.png", folder / "B.JPG", folder / "below" / "a.png"]
+    outcomes = [
+        list(predict_each(backend, source, settings=Settings(conf=0.25, batch=batch)))
+        for batch in (1, 2, 16)
+    ]
+    for found in outcomes:
+        assert [one.path for one in found] == source
+        assert [isinstance(one, Result) for one in found] == [True, False, True, True]
+
+
+# ---- tiles
+
+
+def test_tiles_find_what_is_too_small_for_the_whole_picture() -> None:
+    """A detector that sees red spots of 6 pixels and more in its 64 x 64 input."""
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        decoded = torch.zeros(len(images), 9, 6)
+        for b, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
+            red = ((image[..., 2] > 180) & (image[..., 0] < 60)).astype(np.uint8)
+            _, _, stats, _ = cv2.connectedComponentsWithStats(red)
+            spots = [row for row in stats[1:] if min(row[2], row[3]) >= 6]
+            for n, (x, y, w, h, _) in enumerate(spots):
+                decoded[b, n] = torch.tensor([x + w / 2, y + h / 2, w, h, 0.9, 1.0])
+        return decoded
+
+    backend = Backend(Path("red.pt"), ("red",), 64, "bgr-255", torch.device("cpu"), run)
+    image = np.full((256, 256, 3), 114, np.uint8)
+    spots = [(20, 20, 10), (59, 100, 10), (200, 61, 10), (132, 152, 60)]  # two on edges of tiles
+    for x, y, side in spots:
+        image[y : y + side, x : x + side] = (0, 0, 255)
+    (plain,) = predict(backend, image)
+    assert plain.boxes.tolist() == [[132, 152, 192, 212]]
+    (tiled,) = predict(backend, image, tiles=Tiles(64, 0.25))
+    boxes = sorted(map(tuple, np.round(tiled.boxes).tolist()))
+    assert boxes == sorted((x, y, x + side, y + side) for x, y, side in spots)
+
+
+# ---- forms
+
+
+def test_result_in_every_form(backend: Backend, folder: Path) -> None:
+    (result,) = predict(backend, folder / "a.png")
+    assert result.to_coco(7)[0] == {
+        "image_id": 7, "category_id": 0, "bbox": [25, 25, 50, 50], "score": pytest.approx(0.9)
+    }  # fmt: skip
+    assert result.to_coco()[0]["image_id"] == "a"
+    assert result.normalized_xyxy[0].tolist() == [0.125, 0.25, 0.375, 0.75]
+    assert [crop.shape[:2] for crop in result.crops()] == [(50, 50), (48, 50), (50, 50)]
+
+
+def test_supervision_gets_its_own_kind(
+    backend: Backend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (result,) = predict(backend, folder / "a.png")
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(MissingPackageError, match="pip install supervision"):
+        result.to_supervision()
+    monkeypatch.setitem(
+        sys.modules, "supervision", SimpleNamespace(Detections=lambda **parts: parts)
+    )
+    parts = result.to_supervision()
+    assert parts["xyxy"].shape == (3, 4) and parts["class_id"].tolist() == [0, 1, 2]
+    assert parts["data"]["class_name"].tolist() == ["cat", "dog", "owl"]
+
+
+def test_a_window_is_never_opened_unless_asked_and_its_lack_is_one_line(
+    told: None, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def imshow(*args: object) -> None:
+        raise cv2.error("The function is not implemented")
+
+    monkeypatch.setattr(cv2, "imshow", imshow)
+    assert run("--source", folder, "--no-images") == 0
+    assert run("--source", folder, "--no-images", "--show") == 2
+    assert "pip install opencv-python" in capsys.readouterr().err.splitlines()[-1]

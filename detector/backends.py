@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detector import engine, runtimes
+from detector import engine, graph_nms, runtimes
 from detector.boxes import Detections
 from detector.checkpoint import LoadedModel, load_model
 from detector.config import Hyp
@@ -33,7 +33,8 @@ class Backend:
     it returns the decoded predictions (B, N, 5 + C) float32 on the device of the images: cx, cy,
     w, h in input pixels, objectness, class probabilities. Any B works, 0 included: more images than
     `max_batch` are done in parts. `detect` takes BGR images, whatever the convention. A detector
-    that selects its detections itself has `find` and no decoded predictions.
+    that selects its detections itself, and a file with NMS in its graph, has `find` and no decoded
+    predictions.
     """
 
     path: Path
@@ -44,7 +45,7 @@ class Backend:
     run: Callable[[Tensor], Tensor] | None  # images on `device`, at most `max_batch` -> decoded
     max_batch: int | None = None  # None: no limit
     any_size: bool = False  # images of other sizes than `imgsz` work too
-    find: Callable[[Tensor, float, float, int], list[Detections]] | None = None  # a family's
+    find: Callable[[Tensor, float, float, int], list[Detections]] | None = None  # BGR images
     metadata: Mapping[str, Any] = field(default_factory=dict)  # what an exported file says
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -163,10 +164,15 @@ def _load_onnx(path: Path, threads: int | None) -> Backend:
         (decoded,) = session.run(None, {source.name: images.contiguous().numpy()})
         return torch.from_numpy(decoded)
 
+    def rows(images: Tensor, wanted: graph_nms.GraphNms) -> Tensor:
+        feed = {source.name: images.numpy(), **wanted.inputs()}
+        (found,) = session.run(None, feed)
+        return torch.from_numpy(found)
+
     texts = session.get_modelmeta().custom_metadata_map
     metadata = {key: plain(text) for key, text in texts.items()}
     most = batch if isinstance(batch, int) else None
-    return _described(path, runtimes.Loaded(metadata, run, most))
+    return _described(path, runtimes.Loaded(metadata, run, most), rows)
 
 
 def onnxruntime() -> Any:
@@ -185,8 +191,11 @@ def onnxruntime() -> Any:
     return ort
 
 
-def _described(path: Path, loaded: runtimes.Loaded) -> Backend:
-    """Return a file that says itself what it is as a `Backend`."""
+def _described(path: Path, loaded: runtimes.Loaded, rows: graph_nms.Rows | None = None) -> Backend:
+    """Return a file that says itself what it is as a `Backend`.
+
+    `rows` runs a file with NMS in its graph where its thresholds can be changed.
+    """
     facts = loaded.metadata
     try:
         names = tuple(map(str, facts["names"]))
@@ -196,14 +205,18 @@ def _described(path: Path, loaded: runtimes.Loaded) -> Backend:
             f"{path}: not written by detector.export: its metadata has no usable "
             f"names, imgsz and input_convention ({_one_line(error)})"
         ) from error
+    rule = graph_nms.rule_of(path, facts)
+    if rule is not None:
+        rows = rows or graph_nms.fixed_rows(path, rule, loaded.run)
     return Backend(
         path=path,
         names=names,
         imgsz=imgsz,
         input_convention=convention,
         device=loaded.device,
-        run=loaded.run,
+        run=loaded.run if rule is None else None,
         max_batch=loaded.max_batch,
+        find=graph_nms.finder(rows, convention, loaded.max_batch) if rule and rows else None,
         metadata=facts,
     )
 

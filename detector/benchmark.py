@@ -1,6 +1,7 @@
 """Accuracy and speed of any number of files, side by side: `python -m detector.benchmark`.
 
-A call is network and decoding, without NMS, which is the same code for all. Files take turns in
+A call is network and decoding, without NMS, which is the same code for all; only a file with NMS in
+its graph, and a network that selects its detections itself, is timed with it. Files take turns in
 short stretches, so that other work on the machine slows all of them alike.
 """
 
@@ -47,6 +48,7 @@ class Row:
     map50: float | None
     box_px: float | None  # largest difference from the checkpoint, pixels of the input
     score: float | None
+    nms: bool  # a call has NMS in it
 
 
 # ---- measuring
@@ -58,6 +60,8 @@ def difference(one: Contender, loaded: LoadedModel | None) -> parity.Difference 
         return None
     images, source = parity.comparison_images(loaded, one.backend.imgsz)
     reference = wrap_checkpoint(loaded, next(loaded.model.parameters()).device)
+    if one.backend.run is None:
+        return parity.measure_detections(reference, one.backend, images, source, one.rule)
     return parity.measure(reference, one.backend, images, source)
 
 
@@ -93,6 +97,7 @@ def _row(
         map50=metrics.get("mAP50"),
         box_px=None if gap is None else gap.box_px,
         score=None if gap is None else gap.score,
+        nms=one.backend.run is None,
     )
 
 

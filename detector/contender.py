@@ -17,6 +17,7 @@ from torch import Tensor
 from detector.backends import Backend, load_backend, wrap_checkpoint
 from detector.checkpoint import LoadedModel, load_model
 from detector.errors import CheckpointError, ConfigError
+from detector.graph_nms import GraphNms, rule_of
 
 log = logging.getLogger("detector")
 
@@ -49,6 +50,11 @@ class Contender:
         """What the file says about itself."""
         return str(self.backend.metadata.get("precision", "fp32"))
 
+    @property
+    def rule(self) -> GraphNms:
+        """Thresholds of its NMS, if it has NMS inside."""
+        return rule_of(self.path, self.backend.metadata) or GraphNms()
+
     def run_for(self, images: Tensor, seconds: float) -> list[float]:
         """Call it again and again; return the seconds of each call but the first."""
         took: list[float] = []
@@ -61,8 +67,11 @@ class Contender:
         return took
 
     def call(self, images: Tensor) -> None:
-        """Run it once, and wait for the end."""
-        self.backend(images)
+        """Run it once, and wait for the end; with NMS if that is part of the network or file."""
+        if self.backend.run is None:
+            self.backend.detect(images, self.rule.conf, self.rule.iou, self.rule.max_det)
+        else:
+            self.backend(images)
         if self.backend.device.type != "cpu":
             torch.accelerator.synchronize(self.backend.device)
 
@@ -136,10 +145,7 @@ def _all_that_run(path: Path, threads: int, readers: Sequence[str]) -> list[Cont
 def _eager(loaded: LoadedModel, digest: str, device: torch.device) -> Contender:
     if device.type != "cpu":
         loaded.model.to(memory_format=torch.channels_last)
-    backend = wrap_checkpoint(loaded, device)
-    if backend.run is None:
-        raise ConfigError(f"{loaded.path}: selects its detections itself: not comparable")
-    return Contender(loaded.path, "pytorch", backend, digest)
+    return Contender(loaded.path, "pytorch", wrap_checkpoint(loaded, device), digest)
 
 
 def _beside(one: Contender) -> Path | None:

@@ -19,24 +19,26 @@ from typing import Any
 
 from torch import Tensor
 
-from detector import engine, onnx_graph
+from detector import engine, graph_nms, onnx_graph
 from detector.backends import load_backend, onnxruntime, wrap_checkpoint
 from detector.checkpoint import load_model
-from detector.cli import add_common, run_command
+from detector.cli import run_command
 from detector.darknet_weights import save_darknet
 from detector.errors import ConfigError, MissingPackageError, UserError
 from detector.export_job import (
     DEFAULT_OPSET,
-    FORMATS,
     ExportJob,
     calibration_images,
     check_dense,
     check_formats,
+    check_nms,
     check_precision,
     check_size,
     make_folder,
 )
+from detector.export_options import build_parser, request_of
 from detector.files import write_whole
+from detector.graph_nms import GraphNms
 from detector.models.darknet import Darknet
 from detector.models.darknet_blocks import cfg_text
 from detector.origin import describe
@@ -45,6 +47,7 @@ from detector.parity import (
     Difference,
     comparison_images,
     measure,
+    measure_detections,
 )
 from detector.precision import to_fp16, to_int8, with_7_bit_weights
 from detector.runtimes import CONVERTERS, REQUIRE, Request
@@ -85,6 +88,7 @@ def export(
     opset: int = DEFAULT_OPSET,
     precision: str = "fp32",
     data: str | None = None,
+    nms: bool | GraphNms = False,
 ) -> list[ExportedFile]:
     """Write a checkpoint as ONNX and, from that, as engines; return the files, ONNX first.
 
@@ -92,7 +96,8 @@ def export(
     TensorRT-RTX; "darknet" alone writes `.weights` and `.cfg`, and no ONNX. The files go to the
     folder `out`, by default the checkpoint's. `imgsz` is by default the checkpoint's. `dynamic`
     leaves the batch open (an engine: 1 to 16 images). `precision` is fp32, fp16 or int8, which is
-    calibrated on the training images of `data`, by default the checkpoint's own.
+    calibrated on the training images of `data`, by default the checkpoint's own. `nms` puts NMS
+    into the graph of ONNX and TensorRT files.
 
     Raises:
         ConfigError: a wrong format, size, opset, folder or precision; no images to calibrate on.
@@ -101,7 +106,7 @@ def export(
         EngineNotBuilt: an engine cannot be built here; the other files were written.
         RuntimeError: the exported file disagrees with the checkpoint, or a library failed.
     """
-    wanted = None if formats is None else check_formats(formats)
+    rule, wanted = check_nms(nms, None if formats is None else check_formats(formats))
     check_precision(precision, wanted or ())
     onnx_graph.check_opset(opset)
     _require_packages(wanted)
@@ -114,6 +119,7 @@ def export(
         opset=opset,
         precision=precision,
         data=data,
+        nms=rule,
     )
     darknet = [_export_darknet(job)] if "darknet" in (wanted or ()) else []
     return darknet if wanted == ("darknet",) else _export_graph(job, wanted, darknet)
@@ -135,6 +141,8 @@ def _export_graph(
     """Write the ONNX file and all that is made from its graph; return these and `darknet`."""
     calibration = calibration_images(job) if job.precision == "int8" else None
     metadata = describe(job.loaded, job.imgsz, job.precision)
+    if job.nms:
+        metadata |= {"nms": job.nms.facts(), "output_layout": graph_nms.LAYOUT}
     graph = onnx_graph.trace(job.loaded.model, job.imgsz, job.opset, job.dynamic)
     file, content = _export_onnx(job, graph, metadata, calibration)
     request = Request(
@@ -173,8 +181,13 @@ def _export_onnx(
         facts["int8_convolutions"] = f"{quantized} of {every}"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "compared.onnx"
-        path.write_bytes(onnx_graph.with_metadata(graph, facts))
+        plain = {key: value for key, value in facts.items() if key != "nms"}
+        path.write_bytes(onnx_graph.with_metadata(graph, plain))
         difference = _compare(job, path, "the ONNX graph")
+        if job.nms:
+            graph = onnx_graph.with_nms(graph, job.nms)
+            path.write_bytes(onnx_graph.with_metadata(graph, facts))
+            _compare(job, path, "the ONNX graph with NMS")
     complete = {**facts, "difference": dataclasses.asdict(difference)}
     content = onnx_graph.with_metadata(graph, complete)
     write_whole(job.target("onnx"), content)
@@ -199,7 +212,12 @@ def _compare(job: ExportJob, path: Path, what: str) -> Difference:
     Raises: RuntimeError: further than its precision allows.
     """
     images, source = comparison_images(job.loaded, job.imgsz)
-    found = measure(wrap_checkpoint(job.loaded), load_backend(path), images, source)
+    checkpoint, exported = wrap_checkpoint(job.loaded), load_backend(path)
+    if exported.run is None:
+        rule = job.nms or GraphNms()
+        found = measure_detections(checkpoint, exported, images, source, rule)
+    else:
+        found = measure(checkpoint, exported, images, source)
     reason = found.beyond(TOLERANCES[job.precision])
     if reason:
         raise RuntimeError(
@@ -272,22 +290,13 @@ def _write_engine(path: Path, built: engine.BuiltEngine, origin: dict[str, Any])
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_command(_body, _parser(), argv)
+    return run_command(_body, build_parser(), argv)
 
 
 def _body(options: argparse.Namespace) -> dict[str, Any]:
     failure: dict[str, Any] = {}
     try:
-        files = export(
-            options.weights,
-            formats=options.format,
-            out=options.out,
-            imgsz=options.imgsz,
-            dynamic=options.dynamic,
-            opset=options.opset,
-            precision="int8" if options.int8 else "fp16" if options.half else "fp32",
-            data=options.data,
-        )
+        files = export(**request_of(options))
     except EngineNotBuilt as error:
         files = list(error.files)
         failure = {"error": str(error), "exit_code": 2}
@@ -308,39 +317,6 @@ def _line(file: ExportedFile) -> str:
             f"({file.difference.images} images: {file.difference.source})"
         )
     return text
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m detector.export",
-        description="Write a checkpoint as ONNX and as TensorRT engines; compare the outputs.",
-        epilog="examples:\n"
-        "  python -m detector.export --weights runs/train/exp/weights/best.pt --format onnx\n"
-        "  python -m detector.export --weights best.pt --format onnx,tensorrt-rtx --dynamic\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--weights", required=True, help="checkpoint (.pt)")
-    parser.add_argument(
-        "--format",
-        help=f"one or more of {', '.join(FORMATS)}, separated by commas "
-        "(default: tensorrt if it can be imported, else tensorrt-rtx)",
-    )
-    parser.add_argument("--out", help="folder for the files (default: the checkpoint's)")
-    parser.add_argument("--imgsz", type=int, help="input side in pixels (default: as trained)")
-    parser.add_argument("--dynamic", action="store_true", help="leave the batch size open")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--half", action="store_true", help="fp16 weights and activations")
-    kind.add_argument("--int8", action="store_true", help="int8 convolutions, calibrated on images")
-    parser.add_argument("--data", help="images to calibrate int8 on (default: as trained)")
-    parser.add_argument(
-        "--opset",
-        type=int,
-        default=DEFAULT_OPSET,
-        help=f"ONNX operator set, {onnx_graph.OPSETS[0]} to {onnx_graph.OPSETS[-1]} "
-        f"(default: {DEFAULT_OPSET})",
-    )
-    add_common(parser)
-    return parser
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from detector import engine
 from detector.checkpoint import LoadedModel
 from detector.decode import DECODERS
 from detector.errors import ConfigError
+from detector.graph_nms import GraphNms, refuse_formats
 from detector.models.channels import in_convention
 from detector.parity import letterboxed, pictures_of
 from detector.precision import CALIBRATION_IMAGES, PRECISIONS
@@ -33,12 +34,13 @@ class ExportJob:
     opset: int
     precision: str
     data: str | None  # to calibrate int8 on; None: what the checkpoint was trained on
+    nms: GraphNms | None = None  # None: not in the graph
 
     @property
     def stem(self) -> Path:
         """Folder and beginning of the files: `best.pt` -> `<folder>/best`, `<folder>/best.fp16`."""
         kind = "" if self.precision == "fp32" else f".{self.precision}"
-        return self.folder / f"{self.loaded.path.stem}{kind}"
+        return self.folder / f"{self.loaded.path.stem}{kind}{'.nms' if self.nms else ''}"
 
     def target(self, ending: str) -> Path:
         """Return the path of an exported file: `best.pt` -> `<folder>/best.<ending>`."""
@@ -50,6 +52,7 @@ class ExportJob:
         words += ["--format", engine_format, "--imgsz", str(self.imgsz)]
         words += ["--dynamic"] if self.dynamic else []
         words += OPTION_OF[self.precision] + (["--data", self.data] if self.data else [])
+        words += self.nms.words() if self.nms else []
         words += ["--opset", str(self.opset)] if self.opset != DEFAULT_OPSET else []
         words += ["--out", str(self.folder)] if self.folder != self.loaded.path.parent else []
         return shlex.join(words)
@@ -77,6 +80,22 @@ def check_precision(precision: str, formats: Sequence[str]) -> None:
         allowed = ("fp32",) if name == "darknet" else RUNTIME_PRECISIONS.get(name, PRECISIONS)
         if precision not in allowed:
             raise ConfigError(f"--format {name} has no {precision}; it has {', '.join(allowed)}")
+
+
+def check_nms(
+    nms: bool | GraphNms, formats: tuple[str, ...] | None
+) -> tuple[GraphNms | None, tuple[str, ...] | None]:
+    """Return the thresholds of NMS in the graph, None without, and the formats.
+
+    Without formats TensorRT is the only engine that it can be in.
+
+    Raises: ConfigError: one of the formats cannot have it.
+    """
+    if not nms:
+        return None, formats
+    formats = ("tensorrt",) if formats is None else formats
+    refuse_formats(formats)
+    return GraphNms() if nms is True else nms, formats
 
 
 def calibration_images(job: ExportJob) -> Tensor:

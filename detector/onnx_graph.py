@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detector import graph_nms
 from detector.decode import decode
 from detector.errors import CheckpointError, ConfigError, MissingPackageError
 
@@ -83,6 +84,27 @@ def trace(model: nn.Module, imgsz: int, opset: int, dynamic: bool) -> bytes:
         )
         slim = onnxslim.slim(onnx.load(str(path)))
     return bytes(slim.SerializeToString())
+
+
+def with_nms(graph: bytes, rule: graph_nms.GraphNms) -> bytes:
+    """Return a graph that ends in `detections` (B, D, 6) instead of `output` (B, N, 5 + C).
+
+    NMS is in float32, whatever the precision of the network.
+    """
+    import onnx
+    import onnx.parser
+
+    model = onnx.load_from_string(graph)
+    (decoded,) = model.graph.output
+    _, predictions, columns = (dim.dim_value for dim in decoded.type.tensor_type.shape.dim)
+    (opset,) = (one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
+    text = graph_nms.text(rule, predictions, columns - 5, model.ir_version, opset)
+    added = onnx.parser.parse_model(text).graph
+    model.graph.node.extend(added.node)
+    model.graph.initializer.extend(added.initializer)
+    model.graph.input.extend(added.input[1:])  # the first is `output`, which is there
+    model.graph.output[0].CopyFrom(added.output[0])
+    return bytes(model.SerializeToString())
 
 
 def with_metadata(graph: bytes, metadata: Mapping[str, Any]) -> bytes:

@@ -17,14 +17,16 @@ from torch import Tensor
 
 from detector.augment import letterbox
 from detector.backends import Backend
-from detector.boxes import cxcywh_to_xyxy, elementwise_iou
+from detector.boxes import Detections, box_iou, cxcywh_to_xyxy, elementwise_iou
 from detector.checkpoint import LoadedModel
 from detector.data import layout
 from detector.data.description import load_data, read_split
 from detector.data.images import read_image
 from detector.errors import UserError
+from detector.graph_nms import GraphNms
 
 SURE = 0.25  # score from which a prediction is taken for an object
+SAME = 0.9  # IoU from which two detections are the same one
 PARTS = (1, 2, 5)  # images given at once; their sum is the number of images compared
 
 log = logging.getLogger(__name__)
@@ -113,6 +115,52 @@ def object_harm(expected: Tensor, got: Tensor) -> float:
     boxes = (cxcywh_to_xyxy(x[..., :4].flatten(0, 1)[chosen]) for x in (expected, got))
     change = (scores - found)[chosen].abs().amax(dim=-1)
     return float((1 - elementwise_iou(*boxes) + change).mean())
+
+
+def measure_detections(
+    reference: Backend, exported: Backend, images: Tensor, source: str, rule: GraphNms
+) -> Difference:
+    """Return the largest differences between what both detect in BGR `images`, after NMS.
+
+    Detections of one label are the same one from an IoU of 0.9 on. `harm` is the mean over the
+    objects of both: 1 - IoU + change of the score, 1 for an object that the other does not find.
+    Objects have a score from `SURE` on; if there are few of these, they are the best tenth. The
+    images are given in parts of 1, 2 and 5 at once.
+    """
+    gaps = []
+    for part in images.split(PARTS):
+        both = [
+            one.detect(part, rule.conf, rule.iou, rule.max_det) for one in (reference, exported)
+        ]
+        for expected, got in zip(*both, strict=True):
+            gaps += [_gaps(expected, got, images.shape[-1]), _gaps(got, expected, images.shape[-1])]
+    table = torch.cat(gaps).cpu()  # (objects, 3)
+    same = table[:, 2] < math.inf
+    largest = torch.cat((table[same], torch.zeros(1, 3))).amax(dim=0)
+    harm = table[:, 2].clamp(max=1.0)
+    return Difference(
+        box_px=float(largest[0]),
+        score=float(largest[1]),
+        images=len(images),
+        source=source,
+        harm=float(harm.mean()) if len(harm) else 0.0,
+    )
+
+
+def _gaps(these: Detections, those: Detections, side: int) -> Tensor:
+    """Return (objects of these, 3): box in pixels, score, harm; without the same one: 0, 0, inf."""
+    count = max(int((these.scores >= SURE).sum()), math.ceil(len(these) / 10))
+    boxes, scores, labels = these.boxes[:count], these.scores[:count], these.labels[:count]
+    lost = torch.tensor([0.0, 0.0, math.inf], device=boxes.device).expand(count, 3)
+    if not len(those):
+        return lost
+    overlap = box_iou(boxes, those.boxes) * (labels[:, None] == those.labels)
+    iou, match = overlap.max(dim=1)
+    oversize = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1) / side
+    pixels = (boxes - those.boxes[match]).abs().amax(dim=1) / oversize.clamp(min=1.0)
+    change = (scores - those.scores[match]).abs()
+    found = torch.stack((pixels, change, 1 - iou + change), dim=1)
+    return torch.where(iou[:, None] >= SAME, found, lost)
 
 
 def comparison_images(loaded: LoadedModel, imgsz: int) -> tuple[Tensor, str]:

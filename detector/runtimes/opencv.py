@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from detector import onnx_graph
+from detector.errors import CheckpointError
 from detector.runtimes.contract import Loaded, unreadable
 
 
@@ -21,6 +22,8 @@ def load(path: Path, device: torch.device, threads: int | None) -> Loaded:
         MissingPackageError: the file's metadata cannot be read without onnx.
     """
     metadata, batch = onnx_graph.read_facts(path)
+    if "nms" in metadata:
+        raise CheckpointError(f"{path}: has NMS in its graph, which OpenCV does not run")
     try:
         net = cv2.dnn.readNetFromONNX(np.frombuffer(path.read_bytes(), np.uint8))
     except cv2.error as error:

@@ -7,13 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from detector.backends import Backend
+from detector.boxes import Detections
 from detector.checkpoint import LoadedModel
 from detector.data import description
+from detector.graph_nms import GraphNms
 from detector.parity import (
     TOLERANCES,
     Difference,
     comparison_images,
     measure,
+    measure_detections,
     object_harm,
     pictures_of,
     textured_picture,
@@ -148,3 +151,33 @@ def test_a_data_set_that_is_not_here_is_not_downloaded(
         "download: {url: 'http://x', folder: x, include: [x], digest: x}\n"
     )
     assert comparison_images(loaded_with(str(yaml)), 64)[1] == "drawn"
+
+
+def detecting(boxes: list[list[float]], scores: list[float]) -> Backend:
+    """A backend that detects the same objects of one class in every image."""
+    found = Detections(torch.tensor(boxes), torch.tensor(scores), torch.zeros(len(scores)).long())
+
+    def find(images: Tensor, conf: float, iou: float, max_det: int) -> list[Detections]:
+        return [found] * len(images)
+
+    return Backend(Path("x"), ("a",), 32, "bgr-255", torch.device("cpu"), None, find=find)
+
+
+def test_detections_are_compared_with_the_same_object_of_the_other_file() -> None:
+    boxes = [[0.0, 0.0, 20.0, 20.0], [20.0, 20.0, 30.0, 30.0], [1.0, 1.0, 9.0, 9.0]]
+    moved = [[20.0, 20.0, 30.0, 30.25], [0.0, 0.0, 20.0, 20.0]]  # in another order, one is lost
+    reference, exported = detecting(boxes, [0.9, 0.8, 0.5]), detecting(moved, [0.9, 0.8])
+    found = measure_detections(reference, exported, IMAGES, "s", GraphNms())
+    assert (found.box_px, found.images) == (0.25, 8)
+    assert found.score == pytest.approx(0.1)
+    # of 3 + 2 objects: two pairs, each counted twice, and the one that is lost
+    pair, other = 0.1, 0.1 + 1 - 100 / 102.5
+    assert found.harm == pytest.approx((2 * pair + 2 * other + 1) / 5, abs=1e-5)
+    assert measure_detections(reference, reference, IMAGES, "s", GraphNms()).harm < 1e-6
+    nothing = Backend(
+        Path("x"), ("a",), 32, "bgr-255", torch.device("cpu"), None,
+        find=lambda images, *_: [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0))]
+        * len(images),
+    )  # fmt: skip
+    assert measure_detections(reference, nothing, IMAGES, "s", GraphNms()).harm == 1.0
+    assert measure_detections(nothing, nothing, IMAGES, "s", GraphNms()).harm == 0.0

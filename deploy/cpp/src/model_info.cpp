@@ -32,6 +32,9 @@ ModelInfo parse(const std::filesystem::path& path, const nlohmann::json& descrip
 }  // namespace
 
 ModelInfo read_info(const std::filesystem::path& path, const nlohmann::json& description) {
+    if (description.contains("nms"))
+        throw InputError(text(path) + ": has NMS in its graph, and this program has its own: "
+                                      "export it without --nms");
     try {
         return parse(path, description);
     } catch (const std::exception& error) {

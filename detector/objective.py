@@ -28,6 +28,7 @@ from detector.train import train
 # The hyperparameters and settings that activity rules read: numbers, and names to choose from.
 RULE_GENES = ("mosaic", "mixup", "no_aug_epochs", "ema_decay", "warmup_epochs", "epochs", "xywh")
 RULE_CHOICES = ("schedule", "optimizer", "model")
+SPEED_SECONDS = 2.0  # of a file in measure_speed
 
 
 class Context(Protocol):
@@ -208,9 +209,41 @@ def _digests(data: str) -> dict[str, str]:
     return {split: digest(read_split(described, split)) for split in ("train", "val")}
 
 
-def export(checkpoint: str | Path, formats: Sequence[str] | None, out: str | Path) -> list[Path]:
+def export(
+    checkpoint: str | Path,
+    formats: Sequence[str] | None,
+    out: str | Path,
+    precision: str = "fp32",
+) -> list[Path]:
     """Write the checkpoint in the given formats into `out`; return all files written."""
     from detector.export import export as export_model
 
-    files = export_model(checkpoint, formats, out=out)
+    files = export_model(checkpoint, formats, out=out, precision=precision)
     return [path for file in files for path in (file.path, file.sidecar) if path is not None]
+
+
+def measure_speed(checkpoint: str | Path, files: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """Return size, latency and throughput of a checkpoint and of what was made of it, a row each.
+
+    Engines are measured where there is an NVIDIA GPU; the CPU computes with one thread, as other
+    work on the machine would else decide.
+    """
+    from detector.benchmark import benchmark
+
+    gpu = torch.cuda.is_available()
+    chosen = [checkpoint, *(file for file in files if gpu or Path(file).suffix != ".engine")]
+    rows = benchmark(chosen, data="none", threads=1, seconds=SPEED_SECONDS)
+    return [
+        {
+            "file": Path(row.file).name,
+            "run by": row.format,
+            "precision": row.precision,
+            "device": "1 thread" if row.device == "cpu" else row.device,
+            "MB": row.megabytes,
+            "median ms": row.median_ms,
+            "p90 ms": row.p90_ms,
+            "images/s": row.images_per_second,
+            "x eager": row.ratio,
+        }
+        for row in rows
+    ]

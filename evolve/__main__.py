@@ -27,6 +27,8 @@ EXAMPLES = """examples:
   python -m evolve report --study small
   python -m evolve compare small next
   python -m evolve export --format onnx,tensorrt-rtx --out engines
+  python -m evolve export --format onnx --retrain epochs=300
+  python -m evolve export --format onnx --alias champion --half
   python -m evolve import evolve.txt
   python -m evolve ui --port 5001
   python -m evolve ui --optuna
@@ -156,17 +158,25 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Turn the winner's weights into an engine by the objective's own export."""
-    from evolve.champion import keep_files
-    from evolve.summary import export_winner
+    """Turn the winner into files for others by the objective's own export, with a model card."""
+    from evolve.export import ExportRequest, export_winner, parse_changes
 
+    precision = "int8" if arguments.int8 else "fp16" if arguments.half else ""
+    request = ExportRequest(
+        formats=[name.strip() for name in arguments.format.split(",")]
+        if arguments.format
+        else None,
+        out=arguments.out,
+        options={"precision": precision} if precision else {},
+        alias=arguments.alias or "",
+        retrain=None if arguments.retrain is None else parse_changes(arguments.retrain),
+    )
     config, study = _opened(arguments)
-    formats = [name.strip() for name in arguments.format.split(",")] if arguments.format else None
-    weights, files = export_winner(config, study, formats, arguments.out)
-    line = keep_files(config, weights, files)
-    if line:
-        _notice(line)
-    _print(arguments, {"files": [str(path) for path in files]}, "\n".join(map(str, files)))
+    with _interruptible():
+        found = export_winner(config, study, request, _notice)
+    _print(
+        arguments, {"files": [str(path) for path in found.files]}, "\n".join(map(str, found.files))
+    )
     return 0
 
 
@@ -268,6 +278,19 @@ def _parser() -> argparse.ArgumentParser:
     exporter = _command(commands, export, "turn the winner into an engine")
     exporter.add_argument("--format", metavar="LIST", help="such as onnx,tensorrt-rtx")
     exporter.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go")
+    kind = exporter.add_mutually_exclusive_group()
+    kind.add_argument("--half", action="store_true", help="in fp16")
+    kind.add_argument("--int8", action="store_true", help="in int8, calibrated on training images")
+    source = exporter.add_mutually_exclusive_group()
+    source.add_argument(
+        "--alias", metavar="NAME", help="the version of MLflow's model so called, e.g. champion"
+    )
+    source.add_argument(
+        "--retrain", action="append", metavar="NAME=VALUE", help="train again first: epochs=300"
+    )
+    exporter.add_argument(
+        "--trial", dest="pick", type=_count, metavar="N", help="the same as --pick"
+    )
     for parser_of_winner in (runner, winner, reporter, exporter):
         parser_of_winner.add_argument(
             "--pick", type=_count, metavar="N", help="take trial N for the winner"

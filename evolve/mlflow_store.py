@@ -110,7 +110,7 @@ class Store:
         self._client.update_run(run_id, status="RUNNING")
 
     def close(self, run_id: str, status: str, end: int | None = None) -> None:
-        """End a run as FINISHED, FAILED or KILLED, `end` in milliseconds."""
+        """End a run as FINISHED, FAILED or KILLED, `end` in ms."""
         self._client.set_terminated(run_id, status, end)
 
     def delete(self, run_id: str) -> None:
@@ -164,6 +164,13 @@ class Store:
         """Copy a file into the folder `place` of a run's artifacts (`info.artifact_uri`)."""
         self._artifacts(artifacts).log_artifact(str(path), place)
 
+    def download(self, artifacts: str, place: str, folder: Path) -> list[Path]:
+        """Copy the files in the folder `place` of a run's artifacts; returns the copies."""
+        source = self._artifacts(artifacts)
+        names = [one.path for one in source.list_artifacts(place) if not one.is_dir]
+        folder.mkdir(parents=True, exist_ok=True)
+        return [Path(source.download_artifacts(name, str(folder))) for name in names]
+
     def _artifacts(self, artifacts: str) -> Any:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -175,6 +182,11 @@ class Store:
         """Return the versions of a registered model, newest first; none if there is none."""
         found = self._client.search_model_versions(f"name = '{model}'")
         return sorted(found, key=lambda one: -int(one.version))
+
+    def aliases(self, model: str) -> dict[str, str]:
+        """Return the aliases of a registered model with the version that each names."""
+        found = self._client.search_registered_models(f"name = '{model}'")
+        return {name: str(version) for one in found for name, version in one.aliases.items()}
 
     def add_version(
         self, model: str, run_id: str, place: str, tags: Mapping[str, str], text: str
@@ -368,9 +380,8 @@ def _create_sqlite(path: Path) -> None:
         _client(f"{SQLITE}{own}").search_experiments(max_results=1)
         if not path.exists():
             os.link(own, path)
-            # a write-ahead log stays with the file and halves what a commit costs
             with suppress(sqlite3.Error), closing(sqlite3.connect(path)) as database:
-                database.execute("PRAGMA journal_mode=WAL")
+                database.execute("PRAGMA journal_mode=WAL")  # stays so; halves a commit's cost
     except FileExistsError:
         pass  # another process was faster, and its file is as good
     finally:

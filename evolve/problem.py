@@ -118,13 +118,20 @@ def best_values(
     train_names = set(train_fields)
     if not train_names:
         train_names = {*config.start.train, *config.settings} - {*config.start.values}
-    # a gene that the preflight locked stands at its start value
-    values = {**_constants(config, start_values(config, lambda _: None)), **params}
+    values = all_values(config, params)
     top = [name for name in values if name not in train_names]
     ordered = [*(name for name in config.start.values if name in top), *top]
     best = {name: values[name] for name in ordered}
     train = {name: value for name, value in values.items() if name not in best}
     return {**best, "train": train} if train else best
+
+
+def all_values(config: StudyConfig, params: Mapping[str, Any]) -> Params:
+    """Return what evaluate gets for a trial's own values, by the configuration alone.
+
+    A gene that the preflight locked stands at its start value.
+    """
+    return {**_constants(config, start_values(config, lambda _: None)), **params}
 
 
 def _constants(config: StudyConfig, start: Params) -> Params:

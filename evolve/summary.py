@@ -14,7 +14,7 @@ from evolve.budget import CLOCK, ENDED
 from evolve.choice import finalists, recommended
 from evolve.config import StudyConfig
 from evolve.confirm import Gain, Measured, Verdict, judge
-from evolve.errors import RunFailed, StudyError
+from evolve.errors import StudyError
 from evolve.fidelity import saved_share
 from evolve.findings import Findings
 from evolve.front import pareto_front
@@ -301,29 +301,3 @@ def _measured_dict(measured: Measured) -> dict[str, Any]:
 
 def _finite(value: float) -> float | None:
     return value if value - value == 0 else None  # JSON has no NaN
-
-
-def export_winner(
-    config: StudyConfig, study: Study, formats: list[str] | None, out: Path | None
-) -> tuple[Path, list[Path]]:
-    """Turn the winner's weights into files by the objective's own export; returns both.
-
-    Raises: StudyError if there are no weights or the objective exports nothing, RunFailed if its
-    export breaks down.
-    """
-    summary = summarise(config, study)
-    recommended_params(summary)
-    if summary.checkpoint is None:
-        raise StudyError(f"trial {summary.recommended_trial} of {summary.study} left no weights")
-    function = load_objective(config.objective).optional("export")
-    if function is None:
-        raise StudyError(f"objective {config.objective} has no function export")
-    try:
-        files = function(summary.checkpoint, formats, out or config.directory / "export")
-    except ValueError:
-        raise  # its message is for the person who typed the command
-    except Exception as error:  # of any exporter
-        if getattr(error, "exit_code", None) == 2:
-            raise StudyError(str(error)) from error
-        raise RunFailed(f"export failed: {type(error).__name__}: {error}") from error
-    return summary.checkpoint, [Path(path) for path in files]

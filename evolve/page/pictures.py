@@ -58,7 +58,7 @@ def class_metrics(scene: Scene, number: int) -> tuple[dict[str, dict[str, float]
     `{"per_class": {"cat": {"AP": 0.5, "objects": 12}}}` and `{"per_class": {"cat": 0.5}}` are
     understood. Without repeats that have some, the trial's own; empty if it has none.
     """
-    *repeats, own = (_classes(scene.folder(run) / "result.json") for run in _runs(scene, number))
+    *repeats, own = (classes_of(scene.folder(run) / "result.json") for run in _runs(scene, number))
     runs = [classes for classes in repeats if classes] or [own]
     means = {
         name: {
@@ -70,7 +70,7 @@ def class_metrics(scene: Scene, number: int) -> tuple[dict[str, dict[str, float]
     return means, len(runs)
 
 
-def _classes(path: Path) -> dict[str, dict[str, float]]:
+def classes_of(path: Path) -> dict[str, dict[str, float]]:
     """Return the metrics by class of one run; empty if it left none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

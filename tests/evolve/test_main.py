@@ -95,13 +95,17 @@ def test_run_status_best_and_export(
     assert yaml.safe_load(out).keys() == {"x", "y"}
 
     code, out, _ = run_main(capsys, "export", "--format", "onnx, engine", "--out", "engines")
-    assert (code, out) == (0, "engines/best.onnx+engine\n")
+    assert (code, out) == (0, "engines/best.onnx+engine\nengines/model_card.md\n")
     assert Path("engines/best.onnx+engine").read_text() == "weights"
     code, out, _ = run_main(capsys, "export", "--json")
-    assert json.loads(out) == {"files": ["runs/evolve/toy/export/best.best"]}
+    exported = ["runs/evolve/toy/export/best.best", "runs/evolve/toy/export/model_card.md"]
+    assert json.loads(out) == {"files": exported}
     code, out, err = run_main(capsys, "export", "--format", "none")
     assert (code, out) == (2, "")
     assert err == "error: there is no format none; did you mean onnx?\n"
+    code, out, err = run_main(capsys, "export", "--half")
+    assert (code, out) == (2, "")
+    assert err == "error: the export of objective shop.window takes no precision=fp16\n"
     code, _, err = run_main(capsys, "export", "--format", "absent")
     assert (code, err) == (2, "error: TensorRT is not installed: pip install tensorrt\n")
     code, _, err = run_main(capsys, "export", "--format", "broken")

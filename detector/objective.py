@@ -20,6 +20,8 @@ from detector.cost import gflops, latency_ms, parameters
 from detector.data.description import digest, load_data, read_split
 from detector.distributed import choose_device
 from detector.errors import ConfigError
+from detector.evaluate import evaluate as evaluate_checkpoint
+from detector.finding import Settings
 from detector.memory import keep_freed_memory
 from detector.metrics import METRIC_NAMES, fitness
 from detector.models import build_model
@@ -28,6 +30,7 @@ from detector.train import train
 # The hyperparameters and settings that activity rules read: numbers, and names to choose from.
 RULE_GENES = ("mosaic", "mixup", "no_aug_epochs", "ema_decay", "warmup_epochs", "epochs", "xywh")
 RULE_CHOICES = ("schedule", "optimizer", "model")
+HELD_OUT = "test/"  # how metrics of a split that nothing is chosen by are named
 SPEED_SECONDS = 2.0  # of a file in measure_speed
 
 
@@ -48,7 +51,9 @@ def evaluate(params: Mapping[str, Any], context: Context) -> dict[str, float]:
     """Train with `params` and return the metrics of the last epoch's averaged weights.
 
     `parameters` and `gflops` stand beside them, and `latency_ms` if `context.wanted` names it.
-    Goes on from `weights/last.pt` in the context's directory if an earlier attempt left one.
+    If `context.wanted` has `test/`, the same metrics of the test split stand there as well, named
+    `test/mAP50-95` and so on. Goes on from `weights/last.pt` in the context's directory if an
+    earlier attempt left one.
     """
     torch.set_num_threads(context.threads)
     cv2.setNumThreads(context.threads)
@@ -58,7 +63,19 @@ def evaluate(params: Mapping[str, Any], context: Context) -> dict[str, float]:
     if not config.validate:
         raise ConfigError("validate=False leaves a search without a fitness")
     result = train(config, hyp, context.directory, report=context.report, resume=True)
-    return {**result.metrics, **_costs(result.best_checkpoint, config, context)}
+    costs = _costs(result.best_checkpoint, config, context)
+    return {**result.metrics, **costs, **_held_out(config, context)}
+
+
+def _held_out(config: TrainConfig, context: Context) -> dict[str, float]:
+    """Return the metrics of the last epoch's averaged weights on the test split, if wanted."""
+    wanted = HELD_OUT in getattr(context, "wanted", ())
+    if not wanted or "test" not in load_data(config.data).splits:
+        return {}
+    checkpoint = context.directory / "weights" / "last.pt"
+    settings = Settings(imgsz=config.imgsz)
+    found = evaluate_checkpoint(checkpoint, config.data, "test", config.device, settings)
+    return {f"{HELD_OUT}{name}": found[name] for name in METRIC_NAMES}
 
 
 def _costs(checkpoint: Path, config: TrainConfig, context: Context) -> dict[str, float]:

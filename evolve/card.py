@@ -19,17 +19,17 @@ from evolve.config import StudyConfig
 from evolve.confirm import CONFIDENCE, student_t
 from evolve.description import description_of, digests_of
 from evolve.glance import moves, short
+from evolve.held_out import HELD_OUT
 from evolve.objective import Metrics
 from evolve.page.pictures import classes_of
 from evolve.printout import which_study
 from evolve.problem import all_values
 from evolve.record import CONFIRM, kind_of
-from evolve.summary import Summary, recommended_params
+from evolve.summary import Summary, recommended_params, verdict_lines
 
 CARD = "model_card.md"
 FEW = 30  # objects of a class in the data that was measured on: its AP is hardly known below
 NOT_QUALITY = ("parameters", "gflops", "latency_ms")  # metrics that say what a model costs
-HELD_OUT = "test/"  # how names of metrics on data that nothing was chosen by begin
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def card_text(config: StudyConfig, study: Study, summary: Summary, shipment: Shi
     described = description_of(study)
     sections = {
         f"{config.study.name}, trial {winner.number}": [
-            f"{summary.verdict.text}.",
+            "; ".join(verdict_lines(summary)) + ".",
             "",
             *_facts(config, values, described, shipment),
         ],

@@ -19,7 +19,7 @@ from evolve.printout import end_lines, measurements, status_line, which_study
 from evolve.progress import duration, ending
 from evolve.record import COUNTED, fitness, ranking, reason_of, seconds_of
 from evolve.storage import is_running
-from evolve.summary import Summary, recommended_params
+from evolve.summary import Summary, recommended_params, verdict_lines
 
 TOP = 5  # trials of the table
 SHOWN_RUNNING = 4
@@ -35,7 +35,7 @@ def status_text(
     lines = [status_line(summary), *_time_lines(config, summary, trials), *end_lines(summary)]
     lines += _curve_lines(summary, trials, width)
     if summary.recommended is not None:
-        lines += [*measurements(summary, all_finalists=False), summary.verdict.text]
+        lines += [*measurements(summary, all_finalists=False), *verdict_lines(summary)]
     lines += ["", *_top_lines(summary, trials, width)]
     lines += _running_lines(trials, width) + _failure_lines(trials, width)
     lines += _found_lines(found)
@@ -49,7 +49,7 @@ def best_text(config: StudyConfig, study: Study, summary: Summary, width: int = 
     start = summary.start.params if summary.start is not None else {}
     trial = next(t for t in trials if t.number == summary.recommended_trial)
     lines = [status_line(summary), *_curve_lines(summary, trials, width), ""]
-    lines += [*measurements(summary, all_finalists=False), summary.verdict.text, ""]
+    lines += [*measurements(summary, all_finalists=False), *verdict_lines(summary), ""]
     changed = moves(trial, params, start)
     names = {name for name, _, _ in changed}
     lines = [part for line in lines for part in _wrapped(line, width)]

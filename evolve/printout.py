@@ -16,7 +16,7 @@ from evolve.insight import insight_text
 from evolve.objective import load_objective
 from evolve.record import fitness
 from evolve.space import Params
-from evolve.summary import HYP_BEST, Summary, estimate_text, measured_text
+from evolve.summary import HYP_BEST, Summary, estimate_text, measured_text, verdict_lines
 
 SHOWN_FAILURES = 3
 
@@ -40,7 +40,7 @@ def result_text(
     lines += _front_lines(summary)
     lines += ["", f"recommended values (trial {summary.recommended_trial}):"]
     lines += values_table(summary.recommended, start)
-    lines += ["", *measurements(summary), summary.verdict.text, *insight, ""]
+    lines += ["", *measurements(summary), *verdict_lines(summary), *insight, ""]
     lines += [f"written: {path}" for path in summary.files]
     if summary.checkpoint is not None:
         lines.append(f"weights: {summary.checkpoint}")

@@ -18,6 +18,7 @@ from evolve.errors import StudyError
 from evolve.fidelity import saved_share
 from evolve.findings import Findings
 from evolve.front import pareto_front
+from evolve.held_out import HeldOut, held_out
 from evolve.limits import limits_text
 from evolve.objective import load_objective
 from evolve.problem import best_values, train_fields_of
@@ -76,6 +77,7 @@ class Summary:
     found: Findings | None = None
     files: list[Path] = field(default_factory=list)
     links: list[tuple[str, str]] = field(default_factory=list)  # pages of the tracker
+    held_out: HeldOut | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary in JSON types."""
@@ -103,6 +105,7 @@ class Summary:
             "verdict": self.verdict.word,
             "verdict_text": self.verdict.text,
             "gain": None if gain is None else _gain_dict(gain),
+            "held_out": None if self.held_out is None else self.held_out.to_dict(),
             "confirmed": [_measured_dict(m) for m in measured],
             "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
             "files": [str(path) for path in self.files],
@@ -141,7 +144,13 @@ def summarise(config: StudyConfig, study: Study) -> Summary:
         train_fields=study.user_attrs.get(TRAIN_FIELDS),
         infeasible=sum(not feasible(trial) for trial in ranking(trials)),
         files=[config.directory / name for name in FILES if (config.directory / name).is_file()],
+        held_out=held_out(trials, verdict, config.fitness),
     )
+
+
+def verdict_lines(summary: Summary) -> list[str]:
+    """Return the verdict, and what the test split says of it where there is one."""
+    return [summary.verdict.text, *([summary.held_out.text] if summary.held_out else [])]
 
 
 def _chosen(
@@ -201,6 +210,7 @@ def _header(summary: Summary) -> list[str]:
     judged = verdict.recommended is None or verdict.recommended.configuration.of == number
     text = verdict.text if judged else f"not confirmed: trial {number} was picked by hand"
     lines = [f"study {summary.study}, {summary.generations} generations", text]
+    lines += verdict_lines(summary)[1:] if judged else []
     measured = [m for m in verdict.finalists if m.configuration.of == number]
     if verdict.start is not None:
         lines.append(f"start values:  {measured_text(verdict.start)}")

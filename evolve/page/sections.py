@@ -15,6 +15,7 @@ from evolve.page import charts, tables, timeline, traces, verdict
 from evolve.page.markup import Markup, escaped, joined, number, table, tag
 from evolve.page.pictures import picture_pair
 from evolve.page.scene import Scene
+from evolve.summary import verdict_lines
 
 DIGEST_SHOWN = 12  # characters
 
@@ -116,7 +117,7 @@ def _repeats(scene: Scene) -> Section:
     if not chart:
         text = "No repeats with other seeds yet: what was measured once may be luck."
         return "repeats", "Is it real?", _nothing(text)
-    text = scene.summary.verdict.text
+    text = "; ".join(verdict_lines(scene.summary))
     why = f"{_sentence(text)}. What the search measured is not counted here."
     return "repeats", "Is it real?", joined([chart, _note(why)])
 

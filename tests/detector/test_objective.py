@@ -48,6 +48,22 @@ def test_latency_is_measured_if_the_study_wants_it(tiny_set: Path, tmp_path: Pat
     assert 0.0 < metrics["gflops"] < 1.0
 
 
+def test_the_test_split_is_measured_if_the_study_wants_it(tiny_set: Path, tmp_path: Path) -> None:
+    text = tiny_set.read_text()
+    val = next(line for line in text.splitlines() if line.startswith("val:"))
+    held_out = tiny_set.with_name("held_out.yaml")  # whose test split is the validation split
+    held_out.write_text(f"{text}\ntest:{val.removeprefix('val:')}\n")
+    params = {**SMALL, "data": str(held_out)}
+    metrics = objective.evaluate(params, Trial(tmp_path / "trial", wanted=("fitness", "test/")))
+    for name in ("mAP50-95", "mAP50", "precision", "recall", "F1"):
+        assert metrics[f"test/{name}"] == pytest.approx(metrics[name], abs=1e-6)
+    search = objective.evaluate(params, Trial(tmp_path / "search", wanted=("fitness",)))
+    assert not [name for name in search if name.startswith("test/")]
+    without = {**SMALL, "data": str(tiny_set)}  # which has no such split
+    metrics = objective.evaluate(without, Trial(tmp_path / "without", wanted=("test/",)))
+    assert not [name for name in metrics if name.startswith("test/")]
+
+
 def test_a_reopened_trial_goes_on_from_its_last_epoch(tiny_set: Path, tmp_path: Path) -> None:
     params = {**SMALL, "data": str(tiny_set), "epochs": 3}
     objective.evaluate(params, Trial(tmp_path / "trial", stop_at=1))

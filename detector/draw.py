@@ -22,6 +22,9 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 BACKGROUND = (255, 255, 255)
 INK = (40, 40, 40)
 MAX_COVERED = 0.25  # of a picture by labels
+SMALL = 3  # an object of less than so many times a label's area would be hidden by one
+EDGE = 3  # pixels of an object's border that a label may touch
+MAX_LEGEND = 24  # classes
 QUALITY = 88  # of a JPEG
 
 Colour = tuple[int, int, int]
@@ -64,9 +67,9 @@ def draw_detections(
 ) -> np.ndarray:
     """Return a copy of `image` with boxes (n, 4), labelled `name 0.87`, or `name` without scores.
 
-    Lines and text grow with the image. Labels stay inside it and avoid each other where there is
-    room; the highest score gets the best place, and when labels cover `MAX_COVERED` of a small
-    picture, the rest has boxes only.
+    Lines and text grow with the image. Labels stay inside it and never overlap: the highest score
+    gets the best place, and what finds no place, or comes after labels that cover `MAX_COVERED` of
+    a small picture, has a box only.
     """
     canvas = np.ascontiguousarray(image).copy()
     size = canvas.shape[:2]
@@ -83,7 +86,8 @@ def draw_detections(
     shown = max(1, int(np.sum(covered <= MAX_COVERED * size[0] * size[1])))
     places = place_labels(corners[:shown], plates[:shown], size)
     for text, place, colour in zip(texts, places, colours, strict=False):
-        style.write(canvas, text, place, colour)
+        if place is not None:
+            style.write(canvas, text, place, colour)
     return canvas
 
 
@@ -127,15 +131,18 @@ def place_labels(
     boxes: Sequence[tuple[int, int, int, int]],
     sizes: Sequence[tuple[int, int]],
     image_size: tuple[int, int],
-) -> list[tuple[int, int]]:
+) -> list[tuple[int, int] | None]:
     """Return the top left corner (y, x) of each label, of `sizes` (height, width), pixels.
 
     A label stands above its box, else inside at the top, below, inside at the bottom, a line
-    further out, at the left or right edge: the first place that no earlier label takes; if all
-    are taken, the place with the least overlap. It is moved into the image where it sticks out.
+    further out, at the left or right edge: where it hides least of small objects among the places
+    that no earlier label takes. None: all are taken. It is moved into the image where it sticks
+    out.
     """
-    taken = np.zeros((0, 4))  # y1, x1, y2, x2
-    places = []
+    table = np.array(boxes, float).reshape(-1, 4)[:, [1, 0, 3, 2]]  # y1, x1, y2, x2
+    areas = (table[:, 2:] - table[:, :2]).prod(axis=1)
+    taken = np.zeros((0, 4))
+    places: list[tuple[int, int] | None] = []
     for (x1, y1, x2, y2), (height, width) in zip(boxes, sizes, strict=True):
         above, below = y1 - height + 1, y2
         rows = (above, y1 + 1, below, y2 - height, above - height, below + height)
@@ -143,12 +150,23 @@ def place_labels(
         options[:, 0] = options[:, 0].clip(0, max(0, image_size[0] - height))
         options[:, 1] = options[:, 1].clip(0, max(0, image_size[1] - width))
         plates = np.concatenate([options, options + np.array((height, width))], axis=1)
-        low = np.maximum(plates[:, None, :2], taken[None, :, :2])
-        shared = np.maximum(np.minimum(plates[:, None, 2:], taken[None, :, 2:]) - low, 0)
-        best = int(np.argmin(shared.prod(axis=2).sum(axis=1)))
+        free = np.flatnonzero(_shared(plates, taken) == 0)
+        if not len(free):
+            places.append(None)
+            continue
+        small = table[areas < SMALL * height * width] + np.array((EDGE, EDGE, -EDGE, -EDGE))
+        hidden = _shared(plates[free], small)
+        best = free[int(np.argmin(hidden))]
         taken = np.concatenate([taken, plates[best : best + 1]])
         places.append((int(options[best, 0]), int(options[best, 1])))
     return places
+
+
+def _shared(plates: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return how many pixels of each of `plates` (n, 4) y1, x1, y2, x2 lie on `others` (m, 4)."""
+    low = np.maximum(plates[:, None, :2], others[None, :, :2])
+    shared = np.maximum(np.minimum(plates[:, None, 2:], others[None, :, 2:]) - low, 0)
+    return np.asarray(shared.prod(axis=2).sum(axis=1))
 
 
 # ---- sheets --------------------------------------------------------------------------------
@@ -174,7 +192,8 @@ def draw_grid(
     """Return one sheet: tiles in rows of `columns`, each fitted into `cell` (height, width).
 
     Two tiles an image, ground truth and detections, in an even number of columns show both side
-    by side. Images are enlarged or reduced before boxes are drawn, so labels are readable.
+    by side. Images are enlarged or reduced before boxes are drawn, so labels are readable. Below
+    stands what the colours mean, if there are several classes.
     """
     style = _Style.for_image(cell)
     bar = style.size("Xg")[0] + 2 * style.margin
@@ -190,7 +209,26 @@ def draw_grid(
         picture = _fitted(tile, names, cell)
         h, w = picture.shape[:2]
         sheet[top + bar : top + bar + h, left : left + w] = picture
-    return sheet
+    shown = np.unique(np.concatenate([np.zeros(0, int), *(tile.labels for tile in tiles)]))
+    return np.concatenate([sheet, _legend(shown.tolist(), names, sheet.shape[1], style)])
+
+
+def _legend(labels: Sequence[int], names: Sequence[str], width: int, style: "_Style") -> np.ndarray:
+    """Return a strip (H, width, 3) with the names on their colours; of no height without need."""
+    if not 1 < len(labels) <= MAX_LEGEND:
+        return np.zeros((0, width, 3), np.uint8)
+    plates = [style.size(names[label]) for label in labels]
+    line, gap = plates[0][0] + 4, 6
+    places, x, y = [], gap, 2
+    for _, wide in plates:
+        if x > gap and x + wide + gap > width:
+            x, y = gap, y + line
+        places.append((y, x))
+        x += wide + gap
+    strip = np.full((y + line + 2, width, 3), BACKGROUND, np.uint8)
+    for label, place in zip(labels, places, strict=True):
+        style.write(strip, names[label], place, class_colour(label))
+    return strip
 
 
 def _fitted(tile: Tile, names: Sequence[str], cell: tuple[int, int]) -> np.ndarray:

@@ -21,14 +21,25 @@ EXAMPLES = 3  # validation pictures on a sheet of detections
 CELL = (320, 320)  # height and width of a picture on a sheet, pixels
 
 
-def draw_batch(batch: Batch, names: Sequence[str], path: Path) -> None:
-    """Write a sheet of augmented training pictures with their boxes, as the network gets them."""
+def draw_batch(batch: Batch, names: Sequence[str], path: Path, most: int = MOST) -> None:
+    """Write a sheet of augmented training pictures with their boxes, as the network gets them.
+
+    At most the first `most` of them.
+    """
     tiles = []
     for number, (image, target) in enumerate(zip(batch.images, batch.targets, strict=True)):
         boxes, labels = target["boxes"].cpu().numpy(), target["labels"].cpu().numpy()
         pixels = np.ascontiguousarray(image.cpu().numpy().transpose(1, 2, 0)).astype(np.uint8)
-        tiles.append(Tile(pixels, boxes, labels, None, f"{number + 1}: {len(boxes)} objects"))
-    _write(path, tiles[:MOST], names, columns=min(4, len(tiles)))
+        tiles.append(
+            Tile(
+                pixels,
+                boxes,
+                labels,
+                None,
+                f"{number + 1}: {len(boxes)} object" + "s" * (len(boxes) != 1),
+            )
+        )
+    _write(path, tiles[:most], names, columns=min(4, len(tiles)))
 
 
 def draw_found(

@@ -6,6 +6,7 @@ Letters: C classes, K classes that have targets.
 import csv
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,76 @@ def plot_calibration(calibration: Calibration, picture: str | Path) -> None:
         one.grid(alpha=0.3)
         one.set_axisbelow(True)
     _save(figure, picture)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelFacts:
+    """What the labels of a data set look like; all but `counts` is of the training split."""
+
+    names: tuple[str, ...]
+    counts: dict[str, np.ndarray]  # boxes of each class (C,), by split
+    centres: np.ndarray  # (n, 2) x, y, fractions of the image
+    sides: np.ndarray  # (n, 2) width and height in pixels of the input
+    per_image: np.ndarray  # (images,) boxes
+    imgsz: int
+
+
+def plot_labels(facts: LabelFacts, picture: str | Path) -> None:
+    """Draw boxes of each class and split, their places, their sizes and their number an image."""
+    shown = min(len(facts.names), MAX_TICKS)
+    figure = _figure(12, max(8.5, 4.5 + 0.3 * shown))
+    (by_class, places), (sizes, numbers) = figure.subplots(2, 2)
+    _class_bars(by_class, facts)
+    low = dict(cmap="Blues", vmin=0)
+    grid, _, _ = np.histogram2d(facts.centres[:, 1], facts.centres[:, 0], 32, [[0, 1], [0, 1]])
+    image = places.imshow(grid, extent=(0, 1, 1, 0), **low)
+    places.set(title="Where their centres are (train)", xlabel="x / image width",
+               ylabel="y / image height")  # fmt: skip
+    figure.colorbar(image, ax=places, label="Boxes")
+    edges = np.geomspace(1, facts.imgsz, 33)
+    grid, _, _ = np.histogram2d(facts.sides[:, 1], facts.sides[:, 0], edges)
+    image = sizes.pcolormesh(edges, edges, grid, **low)
+    sizes.set(title=f"How large they are at {facts.imgsz} px (train)", xlabel="Width, pixels",
+              ylabel="Height, pixels", xscale="log", yscale="log", aspect="equal")  # fmt: skip
+    for side in (8, 32, 96):
+        if side < facts.imgsz:
+            sizes.plot([1, side, side], [side, side, 1], "--", color=INK, linewidth=0.8)
+            sizes.annotate(f"{side} px", (1, side), (3, 2), textcoords="offset points", fontsize=9)
+    figure.colorbar(image, ax=sizes, label="Boxes")
+    top = int(facts.per_image.max(initial=0))
+    numbers.hist(facts.per_image, np.arange(-0.5, top + 1.5, max(1, top // 40)), color=LINES[1])
+    numbers.set(title="How many stand in one image (train)", xlabel="Boxes", ylabel="Images")
+    numbers.grid(alpha=0.3)
+    numbers.set_axisbelow(True)
+    _save(figure, picture)
+
+
+def _class_bars(axes: Any, facts: LabelFacts) -> None:
+    """Draw the number of boxes of each class, a bar a split; the most frequent classes only."""
+    total = np.sum(list(facts.counts.values()), axis=0)
+    order = np.argsort(-total, kind="stable")[:MAX_TICKS]
+    place, left = np.arange(len(order)), np.zeros(len(order))
+    for number, (split, counts) in enumerate(facts.counts.items()):
+        label = f"{split} ({counts.sum()} boxes)"
+        axes.barh(place, counts[order], 0.75, left, color=_colour(number), label=label)
+        left = left + counts[order]
+    if len(order) <= MAX_COUNTED_CLASSES:
+        parts = np.stack(list(facts.counts.values()))[:, order].T  # (classes, splits)
+        for at, end, row in zip(place, left, parts, strict=True):
+            text = " + ".join(map(str, row.tolist()))
+            axes.annotate(text, (end, at), (4, 0), textcoords="offset points", va="center",
+                          fontsize=8)  # fmt: skip
+    axes.set_yticks(place, [_plain(facts.names[label]) for label in order],
+                    fontsize=10 if len(order) <= MAX_COUNTED_CLASSES else 7)  # fmt: skip
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.3 * max(1, left.max(initial=0)))  # room for the numbers
+    title = "How many boxes each class has"
+    if len(order) < len(facts.names):
+        title += f" (the {len(order)} with most of {len(facts.names)})"
+    axes.set(title=title, xlabel="Boxes")
+    axes.grid(alpha=0.3, axis="x")
+    axes.set_axisbelow(True)
+    axes.legend(loc="lower right", fontsize=9)
 
 
 def plot_confusion(confusion: np.ndarray, names: Sequence[str], picture: str | Path) -> None:

@@ -134,6 +134,7 @@ def detector_row(name: str) -> int:
             "origin",
         ),
         ("finding", "looking", "scorecard", "evaluate", "compare", "doctor", "adopt"),
+        ("convert", "split"),
         ("image_result", "sources", "tiling", "writers", "predict"),
         (
             "export",
@@ -143,6 +144,7 @@ def detector_row(name: str) -> int:
             "benchmark",
             "validation",
             "pictures",
+            "preview",
         ),
         ("train",),
         ("train_command",),

@@ -191,7 +191,9 @@ def _parse_box(row: dict[str, Any], label: int, place: str, problems: Problems) 
         return []
     crowd = bool(row.get("iscrowd", 0))
     outline = [] if crowd else _parse_outline(row, place, problems)
-    return [Box((x, y, x + width, y + height), label, place, crowd=crowd, outline=outline)]
+    corners = (x, y, x + width, y + height)
+    difficult = bool(row.get("difficult", 0))  # no key of COCO's: detector.convert writes it
+    return [Box(corners, label, place, difficult, crowd, outline)]
 
 
 def _parse_outline(row: dict[str, Any], place: str, problems: Problems) -> list[np.ndarray]:

@@ -75,14 +75,32 @@ def test_labels_stay_inside_and_do_not_overlap() -> None:
     sizes = [(18, 70)] * len(boxes)
     places = place_labels(boxes, sizes, (640, 640))  # type: ignore[arg-type]
     covered = np.zeros((640, 640), int)
-    for y, x in places:
+    for place in places:
+        assert place is not None
+        y, x = place
         assert 0 <= y <= 640 - 18 and 0 <= x <= 640 - 70
         covered[y : y + 18, x : x + 70] += 1
     assert covered.max() == 1
 
 
 def test_label_wider_than_the_image_starts_at_its_border() -> None:
-    assert place_labels([(5, 5, 9, 9)], [(18, 200)], (30, 100))[0][1] == 0
+    (place,) = place_labels([(5, 5, 9, 9)], [(18, 200)], (30, 100))
+    assert place is not None and place[1] == 0
+
+
+def test_a_label_without_a_free_place_is_left_out() -> None:
+    # 18 high labels in a picture of 30: the first takes the only row that there is
+    places = place_labels([(5, 5, 9, 9)] * 3, [(18, 100)] * 3, (30, 100))
+    assert places[0] is not None and places[1:] == [None, None]
+
+
+def test_a_label_makes_way_for_a_small_object() -> None:
+    # above the lower object stands another one: the label goes below
+    boxes = [(20, 60, 40, 80), (20, 42, 60, 60)]
+    places = place_labels(boxes, [(18, 50), (18, 50)], (200, 200))
+    assert places[0] == (80, 20)
+    large = [(0, 100, 200, 199), (0, 0, 200, 99)]  # objects that no label can hide
+    assert place_labels(large, [(18, 50)] * 2, (200, 200))[0] == (83, 0)
 
 
 def test_small_picture_is_not_covered_by_labels() -> None:
@@ -137,3 +155,12 @@ def test_boxes_follow_the_size_of_the_tile() -> None:
 
 def test_sheet_without_tiles_is_blank() -> None:
     assert (draw_grid([], NAMES) == 255).all()
+
+
+def test_colours_of_several_classes_are_explained_below() -> None:
+    one = tile(100, 100)
+    two = Tile(one.image, np.tile(one.boxes, (2, 1)), np.array([0, 1]), None, "both")
+    plain, both = (draw_grid([each], NAMES, columns=1, cell=(100, 200)) for each in (one, two))
+    strip = both[len(plain) :]
+    for label in (0, 1):
+        assert (strip == np.array(class_colour(label))).all(axis=2).sum() > 100

@@ -217,8 +217,8 @@ class WeightAverage:
         weight = 1 - self.decay * (1 - math.exp(-self.updates / self.tau))
         averages, values = zip(*self._floats, strict=True)
         torch._foreach_lerp_(averages, values, weight)
-        for average, value in self._counters:
-            average.copy_(value)
+        if self._counters:
+            torch._foreach_copy_(*zip(*self._counters, strict=True))
 
 
 def _state(model: nn.Module) -> list[torch.Tensor]:

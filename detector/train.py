@@ -234,7 +234,9 @@ def train(
                     batch = batch.to(device).resized(side)
                     with torch.autocast(**autocast):
                         parts, positives = family.losses(batch.images, batch.targets)
-                    scaler.scale(parts["total"]).backward()
+                    alone = len(window) == 1 and world_size() == 1
+                    divisor = positives.clamp(min=1) if alone else 1.0
+                    scaler.scale(parts["total"] / divisor).backward()
                     add_to(sums, parts | {"positives": positives})
             except torch.OutOfMemoryError as error:
                 raise OutOfMemory(side, min(config.batch, share)) from error
@@ -242,8 +244,10 @@ def train(
             add_up([*gradients, *sums.values()])  # over all ranks
             scaler.unscale_(optimizer)
             # One division for the whole step: k micro-batches on r ranks give one batch's gradient.
+            # A batch that is the step alone had its loss divided: one number instead of all weights.
             positives = sums.pop("positives").clamp(min=1)
-            torch._foreach_div_(gradients, positives)
+            if not alone:
+                torch._foreach_div_(gradients, positives)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)

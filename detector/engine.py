@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detector.errors import CheckpointError, MissingPackageError, UserError
+from detector.engine_wish import EngineWish
+from detector.errors import CheckpointError, ConfigError, MissingPackageError, UserError
 
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # format -> module, best first
 BATCHES = (1, 4, 16)  # smallest, tuned for, largest batch of a dynamic engine
@@ -87,18 +88,27 @@ def first_available() -> str | None:
     return None
 
 
-def build(engine_format: str, graph: bytes, dynamic: bool, precision: str = "fp32") -> BuiltEngine:
+def build(
+    engine_format: str,
+    graph: bytes,
+    dynamic: bool,
+    precision: str = "fp32",
+    wish: EngineWish | None = None,
+) -> BuiltEngine:
     """Build an engine from a serialized ONNX graph; TensorRT-RTX needs no GPU for it.
 
     `precision` is what the graph has: networks are strongly typed, it changes nothing.
 
     Raises:
+        ConfigError: the library has no such compute capability.
         MissingPackageError: the library cannot be imported.
         UserError: TensorRT, which tunes on the GPU it builds for, finds none.
         RuntimeError: the library refuses the graph or fails.
     """
+    wish = wish or EngineWish()
     trt = load_library(engine_format)
-    gpu = _target_gpu(engine_format)
+    targets = _targets(trt, wish.capabilities)
+    gpu = _target_gpu(engine_format, wish.capabilities)
     messages, logger = _logger(trt)
     builder = trt.Builder(logger)
     creation = trt.NetworkDefinitionCreationFlag
@@ -108,18 +118,19 @@ def build(engine_format: str, graph: bytes, dynamic: bool, precision: str = "fp3
     if not parser.parse(graph):
         reasons = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
         raise RuntimeError(f"{engine_format} cannot read the ONNX graph: {reasons}")
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # on by default; without it fp32 means fp32
-    if dynamic:
-        profile = builder.create_optimization_profile()
-        images = network.get_input(0)
-        profile.set_shape(images.name, *[(batch, *tuple(images.shape)[1:]) for batch in BATCHES])
-        config.add_optimization_profile(profile)
+    batches = (wish.batches or BATCHES) if dynamic else (1, 1, 1)
+    config = _configured(trt, builder, network.get_input(0), batches, dynamic)
+    if wish.workspace is not None:
+        limit = int(wish.workspace * 2**30)
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limit)
+    if targets:
+        config.num_compute_capabilities = len(targets)
+        for index, target in enumerate(targets):
+            config.set_compute_capability(target, index)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         reason = messages[-1] if messages else "no reason given"
         raise RuntimeError(f"{engine_format} could not build the engine: {reason}")
-    low, typical, high = BATCHES if dynamic else (1, 1, 1)
     facts = {
         "format": engine_format,
         "library": LIBRARIES[engine_format],
@@ -127,17 +138,74 @@ def build(engine_format: str, graph: bytes, dynamic: bool, precision: str = "fp3
         "gpu": gpu,
         "precision": precision,
         "tf32": False,
-        "batch": {"min": low, "opt": typical, "max": high},
+        "workspace_gib": wish.workspace,
+        "batch": dict(zip(("min", "opt", "max"), batches, strict=True)),
         "inputs": [_describe(trt, network.get_input(i)) for i in range(network.num_inputs)],
         "outputs": [_describe(trt, network.get_output(i)) for i in range(network.num_outputs)],
     }
     return BuiltEngine(plan=bytes(plan), facts=facts)
 
 
-def _target_gpu(engine_format: str) -> dict[str, str | None]:
-    """Return what the engine will be valid for: one GPU, or every GPU from a capability on."""
+def _configured(
+    trt: ModuleType, builder: Any, images: Any, batches: tuple[int, int, int], dynamic: bool
+) -> Any:
+    """Return the builder's configuration: no TF32, and the batches of a dynamic engine."""
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default; without it fp32 means fp32
+    if dynamic:
+        profile = builder.create_optimization_profile()
+        profile.set_shape(images.name, *[(batch, *tuple(images.shape)[1:]) for batch in batches])
+        config.add_optimization_profile(profile)
+    return config
+
+
+def check_wish(wish: EngineWish, formats: Sequence[str], dynamic: bool) -> None:
+    """Check what is asked of engines before anything is written; `formats` has what is built.
+
+    Raises: ConfigError: no format takes it, or the library has no such compute capability.
+    """
+    if wish == EngineWish():
+        return
+    option = wish.words()[0]
+    if not set(formats) & set(LIBRARIES):
+        raise ConfigError(f"{option} is about engines: add {' or '.join(LIBRARIES)} to --format")
+    if wish.batches and not dynamic:
+        raise ConfigError("--batch is about engines with an open batch: add --dynamic")
+    if wish.capabilities:
+        if "tensorrt-rtx" not in formats:
+            raise ConfigError("--capability is for --format tensorrt-rtx only")
+        try:
+            _targets(load_library("tensorrt-rtx"), wish.capabilities)
+        except MissingPackageError as error:  # told when the engine's turn comes
+            log.debug("%s", error)
+
+
+def _targets(trt: ModuleType, capabilities: Sequence[str]) -> list[Any]:
+    """Return the library's own names of compute capabilities. Raises: ConfigError."""
+    if not capabilities:
+        return []
+    members = trt.ComputeCapability.__members__ if hasattr(trt, "ComputeCapability") else {}
+    known = {
+        f"{name[2:-1]}.{name[-1]}": member for name, member in members.items() if name[:2] == "SM"
+    }
+    for one in capabilities:
+        if one not in known:
+            allowed = ", ".join(sorted(known, key=_number)) or "none"
+            raise ConfigError(f"--capability {one}: {trt.__name__} {trt.__version__} has {allowed}")
+    return [known[one] for one in capabilities]
+
+
+def _number(capability: str) -> tuple[int, ...]:
+    """Return `8.6` as numbers that can be compared."""
+    return tuple(map(int, capability.split(".")))
+
+
+def _target_gpu(engine_format: str, capabilities: Sequence[str]) -> dict[str, Any]:
+    """Return what the engine is valid for: one GPU, every GPU from a capability on, or a list."""
     if engine_format == "tensorrt-rtx":
-        return {"name": None, "compute_capability": None, "minimum": RTX_CAPABILITY}
+        minimum = min(capabilities, key=_number) if capabilities else RTX_CAPABILITY
+        listed = {"capabilities": list(capabilities)} if capabilities else {}
+        return {"name": None, "compute_capability": None, "minimum": minimum, **listed}
     if not torch.cuda.is_available():
         raise UserError(
             f"{engine_format} tunes an engine on the GPU that it is for, and no NVIDIA GPU is "
@@ -248,16 +316,15 @@ def verify(engine: Path, device: torch.device) -> tuple[dict[str, Any], bytes]:
     return sidecar, plan
 
 
-def wrong_gpu(gpu: dict[str, str | None], name: str, capability: str) -> str | None:
+def wrong_gpu(gpu: dict[str, Any], name: str, capability: str) -> str | None:
     """Return why an engine made for `gpu` does not run on the GPU `name`, or None when it does."""
-    minimum = gpu["minimum"]
+    minimum, listed = gpu["minimum"], gpu.get("capabilities")
+    if listed:
+        told = f"built for compute capability {', '.join(listed)}, {name} has {capability}"
+        return None if capability in listed else told
     if minimum is not None:
-        older = tuple(map(int, capability.split("."))) < tuple(map(int, minimum.split(".")))
-        return (
-            f"needs compute capability {minimum} or later, {name} has {capability}"
-            if older
-            else None
-        )
+        told = f"needs compute capability {minimum} or later, {name} has {capability}"
+        return told if _number(capability) < _number(minimum) else None
     if (gpu["name"], gpu["compute_capability"]) == (name, capability):
         return None
     return (

@@ -24,6 +24,7 @@ from detector.backends import load_backend, onnxruntime, wrap_checkpoint
 from detector.checkpoint import load_model
 from detector.cli import run_command
 from detector.darknet_weights import save_darknet
+from detector.engine_wish import EngineWish
 from detector.errors import ConfigError, MissingPackageError, UserError
 from detector.export_job import (
     DEFAULT_OPSET,
@@ -89,6 +90,7 @@ def export(
     precision: str = "fp32",
     data: str | None = None,
     nms: bool | GraphNms = False,
+    engines: EngineWish | None = None,
 ) -> list[ExportedFile]:
     """Write a checkpoint as ONNX and, from that, as engines; return the files, ONNX first.
 
@@ -97,7 +99,7 @@ def export(
     folder `out`, by default the checkpoint's. `imgsz` is by default the checkpoint's. `dynamic`
     leaves the batch open (an engine: 1 to 16 images). `precision` is fp32, fp16 or int8, which is
     calibrated on the training images of `data`, by default the checkpoint's own. `nms` puts NMS
-    into the graph of ONNX and TensorRT files.
+    into the graph of ONNX and TensorRT files. `engines` says what is asked of engines.
 
     Raises:
         ConfigError: a wrong format, size, opset, folder or precision; no images to calibrate on.
@@ -109,6 +111,8 @@ def export(
     rule, wanted = check_nms(nms, None if formats is None else check_formats(formats))
     check_precision(precision, wanted or ())
     onnx_graph.check_opset(opset)
+    wish = engines or EngineWish()
+    engine.check_wish(wish, [engine.first_available() or ""] if wanted is None else wanted, dynamic)
     _require_packages(wanted)
     loaded = check_dense(load_model(weights))
     job = ExportJob(
@@ -120,6 +124,7 @@ def export(
         precision=precision,
         data=data,
         nms=rule,
+        engines=wish,
     )
     darknet = [_export_darknet(job)] if "darknet" in (wanted or ()) else []
     return darknet if wanted == ("darknet",) else _export_graph(job, wanted, darknet)
@@ -245,7 +250,7 @@ def _export_engines(
         if engine_format not in engine.LIBRARIES:
             continue
         try:
-            built = engine.build(engine_format, graph, job.dynamic, job.precision)
+            built = engine.build(engine_format, graph, job.dynamic, job.precision, job.engines)
         except UserError as error:
             refused.append(str(error))
         except RuntimeError as error:

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from detector import engine
 from detector.checkpoint import LoadedModel
 from detector.decode import DECODERS
+from detector.engine_wish import EngineWish
 from detector.errors import ConfigError
 from detector.graph_nms import GraphNms, refuse_formats
 from detector.models.channels import in_convention
@@ -35,6 +36,7 @@ class ExportJob:
     precision: str
     data: str | None  # to calibrate int8 on; None: what the checkpoint was trained on
     nms: GraphNms | None = None  # None: not in the graph
+    engines: EngineWish = field(default_factory=EngineWish)
 
     @property
     def stem(self) -> Path:
@@ -53,6 +55,7 @@ class ExportJob:
         words += ["--dynamic"] if self.dynamic else []
         words += OPTION_OF[self.precision] + (["--data", self.data] if self.data else [])
         words += self.nms.words() if self.nms else []
+        words += self.engines.words()
         words += ["--opset", str(self.opset)] if self.opset != DEFAULT_OPSET else []
         words += ["--out", str(self.folder)] if self.folder != self.loaded.path.parent else []
         return shlex.join(words)

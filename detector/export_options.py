@@ -3,8 +3,9 @@
 import argparse
 from typing import Any
 
-from detector import onnx_graph
+from detector import engine, onnx_graph
 from detector.cli import add_common
+from detector.engine_wish import EngineWish
 from detector.errors import ConfigError
 from detector.export_job import DEFAULT_OPSET, FORMATS
 from detector.graph_nms import GraphNms
@@ -37,6 +38,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--conf", type=float, help=f"least score ({usual.conf:g}); with --nms")
     parser.add_argument("--iou", type=float, help=f"overlap for NMS ({usual.iou:g}); with --nms")
     parser.add_argument("--max-det", type=int, help=f"rows ({usual.max_det}); with --nms")
+    parser.add_argument(
+        "--batch",
+        metavar="MIN,OPT,MAX",
+        help="images at once that a dynamic engine takes: least, tuned for, most (default: "
+        f"{','.join(map(str, engine.BATCHES))})",
+    )
+    parser.add_argument("--workspace", type=float, metavar="GIB", help="GPU memory for an engine")
+    parser.add_argument(
+        "--capability",
+        metavar="X.Y[,X.Y]",
+        help="compute capabilities that a TensorRT-RTX engine is for "
+        f"(default: {engine.RTX_CAPABILITY} and later)",
+    )
     parser.add_argument("--data", help="images to calibrate int8 on (default: as trained)")
     parser.add_argument(
         "--opset",
@@ -61,6 +75,11 @@ def request_of(options: argparse.Namespace) -> dict[str, Any]:
         "precision": "int8" if options.int8 else "fp16" if options.half else "fp32",
         "data": options.data,
         "nms": _nms(options),
+        "engines": EngineWish(
+            capabilities=_parts(options.capability),
+            workspace=options.workspace,
+            batches=_batches(options.batch),
+        ),
     }
 
 
@@ -71,3 +90,20 @@ def _nms(options: argparse.Namespace) -> GraphNms | bool:
         option = f"--{next(iter(given)).replace('_', '-')}"
         raise ConfigError(f"{option} is about NMS in the graph: add --nms")
     return GraphNms(**given) if options.nms else False
+
+
+def _parts(text: str | None) -> tuple[str, ...]:
+    """Return the parts between commas, each once."""
+    return tuple(dict.fromkeys(map(str.strip, text.split(",")))) if text is not None else ()
+
+
+def _batches(text: str | None) -> tuple[int, int, int] | None:
+    if text is None:
+        return None
+    try:
+        low, usual, high = map(int, text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"--batch {text} must be three whole numbers, least, usual and most images: 1,8,32"
+        ) from error
+    return low, usual, high

@@ -128,6 +128,7 @@ def detector_row(name: str) -> int:
             "onnx_graph",
             "runtimes",
             "engine",
+            "engine_wish",
             "backends",
             "parity",
             "precision",

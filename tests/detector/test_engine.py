@@ -5,15 +5,18 @@ import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from pytest import CaptureFixture
 
 from detector import engine, onnx_graph
 from detector.backends import load_backend
 from detector.checkpoint import load_model, model_content, save_checkpoint
+from detector.engine_wish import EngineWish
 from detector.errors import CheckpointError, MissingPackageError, UserError
-from detector.export import EngineNotBuilt, export
+from detector.export import EngineNotBuilt, export, main
 from detector.models import build_model
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="engines are built by tensorrt-rtx")
@@ -30,8 +33,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def built(checkpoint: Path) -> tuple[bytes, bytes]:
-    file = export(checkpoint, "tensorrt-rtx", dynamic=True)[1]
+def dynamic_graph(checkpoint: Path) -> bytes:
+    return onnx_graph.trace(load_model(checkpoint).model, 32, opset=17, dynamic=True)
+
+
+@pytest.fixture(scope="module")
+def built(checkpoint: Path, dynamic_graph: bytes) -> tuple[bytes, bytes]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_graph, "trace", lambda *_: dynamic_graph)
+        file = export(checkpoint, "tensorrt-rtx", dynamic=True)[1]
     assert file.sidecar is not None
     return file.path.read_bytes(), file.sidecar.read_bytes()
 
@@ -154,6 +164,75 @@ def test_which_gpus_an_engine_is_for() -> None:
     assert engine.wrong_gpu(one_gpu, "A", "9.0") is None
     assert engine.wrong_gpu(one_gpu, "B", "9.0") is not None
     assert engine.wrong_gpu(one_gpu, "A", "8.0") is not None
+
+
+def test_an_engine_for_listed_capabilities_runs_on_no_other() -> None:
+    listed = {"name": None, "compute_capability": None, "minimum": "8.6"}
+    listed |= {"capabilities": ["8.6", "12.0"]}
+    assert engine.wrong_gpu(listed, "A", "8.6") is None
+    assert engine.wrong_gpu(listed, "A", "12.0") is None
+    reason = engine.wrong_gpu(listed, "A", "8.9")
+    assert reason == "built for compute capability 8.6, 12.0, A has 8.9"
+
+
+def test_what_is_asked_of_an_engine_is_built_recorded_and_asked_again(
+    checkpoint: Path, dynamic_graph: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_graph, "trace", lambda *_: dynamic_graph)
+    options = ["--capability", "8.6,8.9", "--workspace", "0.5", "--batch", "2,3,8"]
+    argv = ["--weights", str(checkpoint), "--format", "tensorrt-rtx", "--dynamic", *options]
+    assert main([*argv, "--out", str(tmp_path)]) == 0
+    path = tmp_path / "pico.tensorrt-rtx.engine"
+    sidecar = engine.read_sidecar(path)
+    assert sidecar["gpu"]["capabilities"] == ["8.6", "8.9"] and sidecar["gpu"]["minimum"] == "8.6"
+    assert sidecar["workspace_gib"] == 0.5
+    assert sidecar["batch"] == {"min": 2, "opt": 3, "max": 8}
+    assert " ".join(options) in sidecar["rebuild"]
+    pretend_gpu(monkeypatch, "GPU A", (8, 9))
+    assert engine.verify(path, GPU)[0]["names"] == ["cat", "dog"]
+    pretend_gpu(monkeypatch, "GPU B", (12, 0))
+    assert "built for compute capability 8.6, 8.9, GPU B has 12.0; rebuild it by" in refusal(path)
+
+
+def test_the_library_is_told_what_is_asked(
+    fixed_graph: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured, seen = engine._configured, []
+
+    def note(*arguments: Any) -> Any:
+        seen.append(configured(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(engine, "_configured", note)
+    wish = EngineWish(capabilities=("8.9", "12.0"), workspace=0.25)
+    engine.build("tensorrt-rtx", fixed_graph, dynamic=False, wish=wish)
+    (config,) = seen
+    assert config.get_memory_pool_limit(rtx.MemoryPoolType.WORKSPACE) == 2**28
+    assert config.num_compute_capabilities == 2
+    assert [config.get_compute_capability(i).name for i in (0, 1)] == ["SM89", "SM120"]
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        (["--capability", "9.0"], "has 7.5, 8.0, 8.6, 8.9, 12.0, 12.1"),
+        (["--capability", "8.6,"], "--capability : tensorrt_rtx"),
+        (["--capability", "8.6", "--format", "tensorrt"], "for --format tensorrt-rtx only"),
+        (["--workspace", "0"], "--workspace 0 must be above 0 (GiB)"),
+        (["--workspace", "1", "--format", "onnx"], "--workspace is about engines: add tensorrt or"),
+        (["--batch", "1,8,32"], "add --dynamic"),
+        (["--batch", "8,1,32", "--dynamic"], "--batch 8,1,32 must rise from 1 on"),
+        (["--batch", "1,8", "--dynamic"], "--batch 1,8 must be three whole numbers"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line_and_writes_nothing(
+    checkpoint: Path, tmp_path: Path, capsys: CaptureFixture[str], options: list[str], answer: str
+) -> None:
+    argv = ["--weights", str(checkpoint), "--format", "tensorrt-rtx", "--out", str(tmp_path / "o")]
+    assert main([*argv, *options]) == 2
+    error = capsys.readouterr().err
+    assert answer in error and error.count("\n") == 1
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.usefixtures("traced")

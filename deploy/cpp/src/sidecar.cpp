@@ -1,5 +1,6 @@
 #include "sidecar.hpp"
 
+#include <algorithm>
 #include <fstream>
 #include <iterator>
 #include <sstream>
@@ -56,6 +57,8 @@ Engine parse(const path& file, const json& description) {
     const auto& gpu = description.at("gpu");
     engine.gpu_name = optional_text(gpu, "name");
     engine.capability = optional_text(gpu, "minimum");
+    if (gpu.contains("capabilities"))
+        engine.capabilities = gpu.at("capabilities").get<std::vector<std::string>>();
     if (engine.capability.empty())
         engine.capability = gpu.at("compute_capability").get<std::string>();
     engine.input = tensor_name(description.at("inputs"));
@@ -75,6 +78,13 @@ int number_of(const std::string& capability) {
     char point = 0;
     stream >> major >> point >> minor;
     return 100 * major + minor;
+}
+
+std::string joined(const std::vector<std::string>& words) {
+    std::string line;
+    for (const auto& word : words)
+        line += (line.empty() ? "" : ", ") + word;
+    return line;
 }
 
 }  // namespace
@@ -105,6 +115,10 @@ void require_match(const Engine& engine, const std::string& format, const std::s
         refuse(engine,
                "built by " + format + " " + engine.library_version + ", installed is " + version);
     const bool any_name = engine.gpu_name.empty();  // every GPU from a capability on
+    const auto& listed = engine.capabilities;
+    if (!listed.empty() && std::find(listed.begin(), listed.end(), here) == listed.end())
+        refuse(engine, "built for compute capability " + joined(listed) + ", " + gpu_name +
+                           " has " + here);
     if (any_name && number_of(here) < number_of(engine.capability))
         refuse(engine, "needs compute capability " + engine.capability + " or later, " + gpu_name +
                            " has " + here);

@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "model_info.hpp"
 
@@ -15,7 +16,8 @@ struct Engine {
     std::string library_version;  // only the same version runs it
     std::string gpu_name;         // TensorRT: the one kind of GPU; TensorRT-RTX: empty
     std::string capability;       // of that GPU; TensorRT-RTX: the smallest that works
-    std::string input;            // names of the tensors
+    std::vector<std::string> capabilities;  // TensorRT-RTX: only these; empty: every one from that on
+    std::string input;                      // names of the tensors
     std::string output;
     std::string rebuild;  // the command that builds it again
 };

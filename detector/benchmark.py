@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from detector import parity
+from detector import parity, training_speed
 from detector.backends import RUNTIMES, wrap_checkpoint
 from detector.checkpoint import LoadedModel
 from detector.cli import add_common, run_command
+from detector.config import TrainConfig
 from detector.contender import Contender, load_contenders, megabytes, ratio, take_turns
 from detector.distributed import choose_device
 from detector.errors import ConfigError
@@ -27,6 +28,8 @@ from detector.evaluate import measure
 from detector.finding import Settings
 
 log = logging.getLogger("detector")
+
+TRAINING_BATCH = 8  # images of a training step, by default
 
 
 @dataclass(frozen=True)
@@ -118,11 +121,7 @@ def benchmark(
 
     Raises: UserError.
     """
-    for name, value in (("batch", batch), ("threads", threads), ("seconds", seconds)):
-        if value is not None and not value > 0:
-            raise ConfigError(f"--{name} {value} must be above 0")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    _check(batch, threads, seconds)
     threads = threads or torch.get_num_threads()
     chosen = choose_device(device)
     contenders, checkpoints = load_contenders([*map(Path, files)], chosen, threads, runtimes)
@@ -146,6 +145,37 @@ def benchmark(
     ]
 
 
+def benchmark_training(
+    models: Sequence[str],
+    imgsz: int = TrainConfig.imgsz,
+    batch: int = TRAINING_BATCH,
+    device: str = "auto",
+    threads: int | None = None,
+    seconds: float = 5.0,
+) -> list[training_speed.TrainingRow]:
+    """Measure how fast networks train, with and without channels-last and mixed precision.
+
+    Sets the number of torch's threads when `threads` is given.
+
+    Raises: UserError; OutOfMemory.
+    """
+    _check(batch, threads, seconds)
+    group = training_speed.trainees(models, imgsz, batch, device)
+    turns = tqdm(training_speed.take_turns(group, seconds), leave=False, disable=None)
+    for text in turns:
+        turns.set_description_str(text)
+    return training_speed.rows(group)
+
+
+def _check(batch: int, threads: int | None, seconds: float) -> None:
+    """Raise ConfigError for numbers that are not above 0; set the threads."""
+    for name, value in (("batch", batch), ("threads", threads), ("seconds", seconds)):
+        if value is not None and not value > 0:
+            raise ConfigError(f"--{name} {value} must be above 0")
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 # ---- command
 
 COLUMNS = {  # heading -> field, its format
@@ -165,22 +195,44 @@ COLUMNS = {  # heading -> field, its format
     "score": ("score", "{:.1e}"),
 }
 
+TRAINING_COLUMNS = {
+    "model": ("model", "{}"),
+    "device": ("device", "{}"),
+    "precision": ("precision", "{}"),
+    "layout": ("layout", "{}"),
+    "imgsz": ("imgsz", "{}"),
+    "batch": ("batch", "{}"),
+    "images/s": ("images_per_second", "{:.1f}"),
+    "ms a step": ("step_ms", "{:.1f}"),
+    "p90": ("step_p90_ms", "{:.1f}"),
+    "x first": ("ratio", "{:.2f}"),
+}
+
 EXAMPLES = """examples:
   python -m detector.benchmark best.pt best.onnx best.openvino.xml --threads 1
   python -m detector.benchmark best.* --data data/bccd.yaml --batch 16 --json
   python -m detector.benchmark best.onnx --runtime onnxruntime,opencv --data none
+  python -m detector.benchmark --training yolox-nano yolox-s --imgsz 640 --batch 8
 """
 
 
 def table(rows: Sequence[Row]) -> str:
     """Return rows as a table that Markdown understands too; `-`: not measured."""
-    cells = [list(COLUMNS)]
-    for row in rows:
-        values = {**asdict(row), "file": Path(row.file).name}
+    return _table([{**asdict(row), "file": Path(row.file).name} for row in rows], COLUMNS)
+
+
+def training_table(rows: Sequence[training_speed.TrainingRow]) -> str:
+    """Return rows as a table that Markdown understands too."""
+    return _table([asdict(row) for row in rows], TRAINING_COLUMNS)
+
+
+def _table(rows: Sequence[dict[str, Any]], columns: dict[str, tuple[str, str]]) -> str:
+    cells = [list(columns)]
+    for values in rows:
         cells.append(
             [
                 "-" if values[name] is None else shape.format(values[name])
-                for name, shape in COLUMNS.values()
+                for name, shape in columns.values()
             ]
         )
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -198,17 +250,26 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(
         "python -m detector.benchmark",
-        description="Measure accuracy, speed and size of checkpoints and exported files.",
+        description="Measure accuracy, speed and size of checkpoints and exported files, "
+        "or with --training how fast networks train.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="checkpoint or exported file")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="checkpoint or exported file; a model to train"
+    )
+    parser.add_argument("--training", action="store_true", help="time training: FILEs are models")
+    parser.add_argument("--imgsz", type=int, help="side in pixels, for --training (default 416)")
     parser.add_argument(
         "--data", help="data set to validate on (default: the checkpoint's own; none: not at all)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--threads", type=int, help="threads of each runtime (default: torch's)")
-    parser.add_argument("--batch", type=int, default=1, help="images at once, for images/s")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        help=f"images at once, for images/s (default 1; of a training step {TRAINING_BATCH})",
+    )
     parser.add_argument("--seconds", type=float, default=5.0, help="time for each file (default 5)")
     parser.add_argument(
         "--runtime",
@@ -219,13 +280,38 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(_body, parser, argv)
 
 
+def _train_body(options: argparse.Namespace) -> dict[str, Any]:
+    rows = benchmark_training(
+        options.files,
+        imgsz=TrainConfig.imgsz if options.imgsz is None else options.imgsz,
+        batch=TRAINING_BATCH if options.batch is None else options.batch,
+        device=options.device,
+        threads=options.threads,
+        seconds=options.seconds,
+    )
+    if not options.json:
+        print(training_table(rows))
+    return {
+        "training": [asdict(row) for row in rows],
+        "threads": options.threads or torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
+
+
 def _body(options: argparse.Namespace) -> dict[str, Any]:
+    if options.training:
+        if options.data is not None:
+            raise ConfigError("--data is for files: --training reads no data set")
+        return _train_body(options)
+    if options.imgsz is not None:
+        raise ConfigError("--imgsz is for --training: a file has its own size")
+    batch = 1 if options.batch is None else options.batch
     rows = benchmark(
         options.files,
         data=options.data,
         device=options.device,
         threads=options.threads,
-        batch=options.batch,
+        batch=batch,
         seconds=options.seconds,
         runtimes=[name.strip() for name in options.runtime.split(",")],
     )
@@ -233,7 +319,7 @@ def _body(options: argparse.Namespace) -> dict[str, Any]:
         print(table(rows))
     return {
         "files": [asdict(row) for row in rows],
-        "batch": options.batch,
+        "batch": batch,
         "threads": options.threads or torch.get_num_threads(),
         "torch": str(torch.__version__),
     }

@@ -142,6 +142,7 @@ def detector_row(name: str) -> int:
             "export_job",
             "export_options",
             "contender",
+            "training_speed",
             "benchmark",
             "validation",
             "pictures",

@@ -4,13 +4,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from evolve.errors import ConfigError, did_you_mean
 from evolve.front import CAPABLE, FITNESS, MAXIMIZE, MINIMIZE
 from evolve.limits import Limit
 from evolve.reader import Reader
 from evolve.space import Params, Space, finite_number
+from evolve.worker_options import WorkerOptions, read_size, read_workers
 from evolve.yamlfile import parse_value, read_yaml
 
 STUDIES = Path("runs/evolve")  # one folder a study, under the working directory
@@ -23,7 +24,8 @@ class StudyOptions:
     """Which study, what ends it (whichever comes first), and where Optuna keeps it.
 
     `early_stop` lets the strategy end the search when going on does not pay; `pick` is the trial to
-    recommend instead of the one that the study would.
+    recommend instead of the one that the study would. `max_disk` bytes are what the study's folder
+    may hold; new trials wait while it holds more.
     """
 
     name: str = "study"
@@ -34,6 +36,7 @@ class StudyOptions:
     seed: int = 0
     storage: str = "sqlite:///runs/evolve.db"
     pick: int | None = None
+    max_disk: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,6 @@ class ConfirmOptions:
 
     finalists: int = 3
     seeds: int = 3
-
-
-@dataclass(frozen=True)
-class WorkerOptions:
-    """How many trials run at once; `per_device` counts trials sharing one GPU."""
-
-    count: int | Literal["auto"] = "auto"
-    per_device: int = 1
 
 
 @dataclass(frozen=True)
@@ -168,7 +163,7 @@ def parse_config(tree: Mapping[str, Any], path: Path = Path("evolve.yaml")) -> S
         start=start,
         pruning=_pruning(section, objectives),
         confirm=_confirm(section),
-        workers=_workers(section),
+        workers=read_workers(section),
         limits=_limits(section),
         objectives=objectives,
         warm_start=section.text("warm_start") if section.tree.get("warm_start") else None,
@@ -195,6 +190,7 @@ def _study(section: Reader) -> StudyOptions:
         seed=study.integer("seed", defaults.seed, 0),
         storage=study.text("storage", defaults.storage),
         pick=None if study.tree.get("pick") is None else study.integer("pick", 0, 0),
+        max_disk=read_size(study, "max_disk"),
     )
 
 
@@ -310,16 +306,6 @@ def _confirm(section: Reader) -> ConfirmOptions:
         return ConfirmOptions(finalists=0, seeds=0)
     confirm = section.mapping("confirm", (f.name for f in fields(ConfirmOptions)))
     return ConfirmOptions(confirm.integer("finalists", 3, 0), confirm.integer("seeds", 3, 0))
-
-
-def _workers(section: Reader) -> WorkerOptions:
-    if isinstance(section.tree.get("workers"), int):
-        return WorkerOptions(count=section.integer("workers", 1, 1))
-    workers = section.mapping("workers", (f.name for f in fields(WorkerOptions)))
-    per_device = workers.integer("per_device", 1, 1)
-    if workers.tree.get("count", "auto") == "auto":
-        return WorkerOptions(per_device=per_device)
-    return WorkerOptions(workers.integer("count", 1, 1), per_device)
 
 
 def _tracking(section: Reader) -> TrackingOptions:

@@ -1,7 +1,7 @@
 """A study's progress on standard error: a live screen in a terminal, one line a trial elsewhere."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from optuna.trial import FrozenTrial
 from rich.console import Console, Group
@@ -63,12 +63,20 @@ class Display:
     def trial_started(self, trial: FrozenTrial) -> None:
         """Show a trial as running."""
         epochs = trial.params.get("epochs", self.progress.epochs)
-        self.progress.running[trial.number] = Running(time.monotonic(), epochs=epochs)
+        self.progress.running[trial.number] = Running(
+            time.monotonic(), epochs=epochs, worker=str(trial.user_attrs.get("worker", ""))
+        )
         self.refresh()
 
     def trial_epoch(self, number: int, step: int, fitness: float | None = None) -> None:
         """Show how far a trial is, and its fitness so far."""
         self.progress.reported(number, step, fitness)
+
+    def memory(self, held: Mapping[int, int]) -> None:
+        """Show how many bytes the workers of the running trials hold."""
+        for number, count in held.items():
+            if number in self.progress.running:
+                self.progress.running[number].memory = count
 
     def trial_died(self, number: int) -> None:
         """Show a trial as waiting for a new worker."""

@@ -1,13 +1,17 @@
 """What this machine offers to trials: cores, memory, GPUs; found without torch."""
 
 import os
+import socket
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evolve.errors import ConfigError
+
 if TYPE_CHECKING:  # a worker imports this file, and should start without Optuna
-    from evolve.config import WorkerOptions
+    from evolve.worker_options import WorkerOptions
 
 MEMORY_PER_WORKER = 2 * 2**30  # bytes: torch with a small model, batch and loader
 MOST_WORKERS = 8  # on a CPU, if the count is auto
@@ -32,15 +36,23 @@ class Placement:
 
 
 def place_workers(options: "WorkerOptions") -> list[Placement]:
-    """Share the machine among workers, so that their threads together fit its cores."""
-    cores, gpus = usable_cores(), visible_gpus()
-    count = options.count if isinstance(options.count, int) else _automatic(cores, gpus, options)
+    """Share the machine among workers, so that their threads together fit its cores.
+
+    Raises: ConfigError if a trial wants more devices than there are.
+    """
+    cores, gpus, each = usable_cores(), visible_gpus(), options.devices_per_trial
+    if gpus and each > gpus:
+        raise ConfigError(f"workers.devices_per_trial={each}: this machine has {gpus} GPUs")
+    groups = [tuple(f"cuda:{i * each + k}" for k in range(each)) for i in range(gpus // each)]
+    groups = groups or [("cpu",) * each]
+    found = _automatic(cores, len(groups) if gpus else 0, options)
+    count = options.count if isinstance(options.count, int) else found
     threads = max(1, len(cores) // count)
     pinned = threads == 1 and 1 < count == len(cores)
     return [
         Placement(
             name=f"worker-{index}",
-            devices=(f"cuda:{index % gpus}",) if gpus else ("cpu",),
+            devices=groups[index % len(groups)],
             threads=threads,
             core=cores[index] if pinned else None,
         )
@@ -81,6 +93,55 @@ def total_memory() -> int | None:
     ]
     limit = _first_line("/sys/fs/cgroup/memory.max")
     return min([*limits, *([int(limit)] if limit.isdigit() else [])], default=None)
+
+
+def memory_of(pid: int) -> int:
+    """Return the bytes that a process and its children hold in memory; 0 where nobody says."""
+    own = _text(f"/proc/{pid}/statm").split()
+    children = _text(f"/proc/{pid}/task/{pid}/children").split()
+    held = int(own[1]) * os.sysconf("SC_PAGE_SIZE") if len(own) > 1 else 0
+    return held + sum(memory_of(int(child)) for child in children)
+
+
+def free_gpu_memory() -> dict[str, int]:
+    """Return the free MiB of each GPU by its name (`cuda:0`); empty where nobody says."""
+    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        return {f"cuda:{index}": int(line) for index, line in enumerate(said.splitlines())}
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {}
+
+
+def process_name(pid: int | None = None) -> str:
+    """Return a name that no other process has, here or elsewhere: host, boot, space, pid, start."""
+    pid = os.getpid() if pid is None else pid
+    boot, space = _first_line("/proc/sys/kernel/random/boot_id")[:8], ""
+    with suppress(OSError):
+        space = str(os.stat("/proc/self/ns/pid").st_ino)
+    return f"{socket.gethostname()}/{boot}/{space}/{pid}/{_start_of(pid)}"
+
+
+def is_gone(name: str) -> bool:
+    """Return whether a process that `process_name` named is dead for sure; only its host knows."""
+    parts, ours = name.split("/"), process_name().split("/")
+    if len(parts) != 5 or parts[0] != ours[0]:
+        return False
+    if parts[1] != ours[1]:  # the host was started anew since then
+        return bool(parts[1] and ours[1])
+    return parts[2] == ours[2] and parts[3].isdigit() and parts[4] != _start_of(int(parts[3]))
+
+
+def short_name(name: str) -> str:
+    """Return the name of a process as a person would say it."""
+    parts = name.split("/")
+    return f"process {parts[3]} on {parts[0]}" if len(parts) == 5 else name
+
+
+def _start_of(pid: int) -> str:
+    """Return when a process began, in ticks since the boot; empty if there is none (a zombie)."""
+    fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else ""
 
 
 class Load:
@@ -155,12 +216,12 @@ def visible_gpus() -> int:
     return min(present, len(wanted)) if present else 0
 
 
-def _automatic(cores: list[int], gpus: int, options: "WorkerOptions") -> int:
-    if gpus:
-        return gpus * options.per_device
+def _automatic(cores: list[int], groups: int, options: "WorkerOptions") -> int:
+    """Return how many workers fit; `groups` are the sets of GPUs that a trial each may have."""
     memory = free_memory()
-    fitting = len(cores) if memory is None else memory // MEMORY_PER_WORKER
-    return max(1, min(len(cores), fitting, MOST_WORKERS))
+    wanted = groups * options.per_device
+    wanted = wanted or min(len(cores) // options.devices_per_trial, MOST_WORKERS)
+    return max(1, wanted if memory is None else min(wanted, memory // MEMORY_PER_WORKER))
 
 
 def _first_line(path: str) -> str:

@@ -32,6 +32,8 @@ class Running:
     epoch: int = 0
     epochs: int | None = None  # of the whole trial
     fitness: float | None = None
+    worker: str = ""
+    memory: int = 0  # bytes that its worker holds; 0: not known
 
 
 @dataclass

@@ -3,6 +3,7 @@
 User attributes of a trial:
     kind         start (the start values), search, or confirm (known values, another seed)
     seed         of the training, a function of the study's seed and the trial's number
+    lease        [owner, beat] while several processes share the study
     attempts     how often it was begun; more than 1 after a death of its worker or of the study
     worker       name of the worker that has it
     metrics      what evaluate returned
@@ -24,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 START, SEARCH, CONFIRM = "start", "search", "confirm"
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 DIVERGED = "diverged"
+LEASE = "lease"
 CONSTRAINTS = "constraints"  # Optuna's system attribute of a trial: a list of floats
 
 

@@ -111,9 +111,15 @@ def _add_ended(table: Table, trial: FrozenTrial) -> None:
 
 def _way(trial: Running) -> str:
     if not trial.epoch:
-        return "running"
+        return f"running{_where(trial)}"
     of = f" of {trial.epochs}" if trial.epochs else ""
-    return f"running, epoch {trial.epoch}{of}"
+    return f"running, epoch {trial.epoch}{of}{_where(trial)}"
+
+
+def _where(trial: Running) -> str:
+    """Return the worker of a trial and the memory that it holds, as far as they are known."""
+    memory = f" {trial.memory / 2**30:.1f} GiB" if trial.memory else ""
+    return f" · {trial.worker}{memory}" if trial.worker else ""
 
 
 def _best(progress: Progress, rows: int, width: int) -> Table:

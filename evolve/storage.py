@@ -16,15 +16,17 @@ from typing import Any
 
 import optuna
 from optuna import Study
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 
 from evolve.config import ConfirmOptions, Start, StudyConfig
 from evolve.errors import StudyError, did_you_mean
 from evolve.front import directions
 from evolve.limits import Limit
+from evolve.patience import PatientStorage
+from evolve.proxy import GRPC, open_proxy
 from evolve.record import generations
-from evolve.trial_rows import RowStorage
+from evolve.server import hidden, server_url
 
 IDENTITY, CONFIRMATION, FOLDER = "identity", "confirm", "folder"  # user attributes of the study
 SQLITE = "sqlite:///"
@@ -102,7 +104,7 @@ def load_study(config: StudyConfig) -> Study:
     names = optuna.get_all_study_names(storage)
     if config.study.name not in names:
         raise StudyError(
-            f"there is no study {config.study.name} in {config.study.storage}"
+            f"there is no study {config.study.name} in {hidden(config.study.storage)}"
             f"{did_you_mean(config.study.name, names)}"
         )
     return optuna.load_study(storage=storage, study_name=config.study.name)
@@ -167,8 +169,10 @@ class _Connection(sqlite3.Connection):
             self.execute("PRAGMA synchronous=NORMAL").close()
 
 
-def _storage(url: str, *, create: bool) -> RDBStorage:
+def _storage(url: str, *, create: bool) -> BaseStorage:
     options: dict[str, Any] = {}
+    if url.startswith(GRPC):
+        return open_proxy(url)
     if url.startswith(SQLITE):
         path = Path(url.removeprefix(SQLITE))
         if create:
@@ -176,11 +180,13 @@ def _storage(url: str, *, create: bool) -> RDBStorage:
         elif not path.is_file():
             raise StudyError(f"there is no study yet: {path} does not exist")
         options = {"connect_args": {"timeout": BUSY_TIMEOUT, "factory": _Connection}}
+    else:
+        url, options = server_url(url)
     try:
-        return RowStorage(url, engine_kwargs=options)
+        return PatientStorage(url, engine_kwargs=options)
     except Exception as error:  # drivers raise what they like
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise StudyError(f"storage {url} cannot be opened: {text}") from error
+        raise StudyError(f"storage {hidden(url)} cannot be opened: {text}") from error
 
 
 def _difference(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> str:

@@ -1,11 +1,11 @@
 """A study from start to end: open or resume, search, confirm, write the result."""
 
 import logging
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from optuna import Study, Trial
+from optuna import Study
 from optuna.trial import TrialState
 
 from evolve import report
@@ -14,35 +14,26 @@ from evolve.choice import finalists, settle_finalists
 from evolve.config import StudyConfig
 from evolve.confirm import missing_repeat
 from evolve.display import Display
+from evolve.engine import open_pool
 from evolve.errors import ConfigError
 from evolve.fidelity import build_pruner
 from evolve.findings import Findings, findings
 from evolve.limits import limits_text
-from evolve.machine import Placement, place_workers
-from evolve.objective import load_objective
+from evolve.objective import Objective, load_objective
+from evolve.peers import Leadership, company_of
 from evolve.problem import Problem, build_problem, train_fields_of, with_fitness
-from evolve.record import (
-    CONFIRM,
-    DIVERGED,
-    SEARCH,
-    START,
-    kind_of,
-    reason_of,
-    repeat_seed,
-    search_trials,
-)
 from evolve.rehearsal import rehearsal
 from evolve.runner import Runner
 from evolve.samplers import build_sampler
+from evolve.share import CONFIRMING, DONE, PHASE, SEARCHING, publish
+from evolve.source import generation_source, next_repeat
 from evolve.storage import claim_folder, open_study, owned
 from evolve.summary import HYP_BEST, TOTAL, TRAIN_FIELDS, Summary, summarise, write_best
 from evolve.tracking import BackgroundTracker, Tracker, open_tracker
-from evolve.transfer import next_warm, warm_start
-from evolve.workers import WorkerPool
+from evolve.transfer import warm_start
+from evolve.upkeep import LeaderUpkeep
 
 log = logging.getLogger(__name__)
-
-START_TRIES = 2  # of the start values in one run, if they fail for another reason than divergence
 
 
 def run_study(config: StudyConfig, display: Display) -> Summary:
@@ -67,41 +58,75 @@ def run_study(config: StudyConfig, display: Display) -> Summary:
         budget=config.study.generations,
     )
     with owned(config):
-        study = _opened(config, problem, display)
-        study.set_user_attr(TRAIN_FIELDS, train_fields_of(objective))
-        study.sampler, study.pruner = sampler, pruner
-        tracker = BackgroundTracker(open_tracker(config, config.directory))
-        tracker.start(study)
-        summary: Summary | None = None
-        try:
-            placements = place_workers(config.workers)
-            trials, name = study.get_trials(deepcopy=False), config.study.name
-            epochs = config.settings.get("epochs")
-            display.begin(trials, config.study.generations, len(placements), name, epochs)
-            with WorkerPool(config.objective, placements) as pool:
-                runner = Runner(config, study, problem, pool, tracker, display)
-                runner.gpus = gpus_of_a_trial(placements)
-                runner.reopen()
-                search(runner, display)
-                confirm(runner, display)
-            summary = replace(summarise(config, study), files=[])  # what this run writes
-            summary = replace(summary, found=_found(config, study))
-            write_best(config, study, summary)
-        finally:
-            _record(config, study, tracker, summary)
+        study = open_study(config)
+        with Leadership(study, config.workers.lease, display.notice) as leadership:
+            _prepare(config, study, problem, objective, display)
+            study.sampler, study.pruner = sampler, pruner
+            return _led(config, study, problem, leadership, display)
+
+
+def _led(
+    config: StudyConfig,
+    study: Study,
+    problem: Problem,
+    leadership: Leadership,
+    display: Display,
+) -> Summary:
+    """Search, confirm and write the result, as the process that leads the study."""
+    tracker = BackgroundTracker(open_tracker(config, config.directory))
+    tracker.start(study)
+    summary: Summary | None = None
+    try:
+        _run_trials(config, study, problem, leadership, tracker, display)
+        summary = replace(summarise(config, study), files=[])  # what this run writes
+        summary = replace(summary, found=_found(config, study))
+        write_best(config, study, summary)
+        study.set_user_attr(PHASE, DONE)
+    finally:
+        _record(config, study, tracker, summary)
     return replace(summary, links=tracker.links())
 
 
-def _opened(config: StudyConfig, problem: Problem, display: Display) -> Study:
-    """Open the study, and write down what this run is to do with it."""
-    study = open_study(config)
+def _run_trials(
+    config: StudyConfig,
+    study: Study,
+    problem: Problem,
+    leadership: Leadership,
+    tracker: Tracker,
+    display: Display,
+) -> None:
+    company = company_of(study, config.workers.lease)
+    trials, name = study.get_trials(deepcopy=False), config.study.name
+    epochs = config.settings.get("epochs")
+    with ExitStack() as stack:
+        pool, gpus = stack.enter_context(open_pool(config))
+        display.begin(trials, config.study.generations, pool.size, name, epochs)
+        runner = Runner(config, study, problem, pool, tracker, display, company)
+        runner.gpus = gpus
+        upkeep = LeaderUpkeep(runner, leadership, tracker, display)
+        runner.look = upkeep.look
+        try:
+            runner.reopen()
+            search(runner, display)
+            confirm(runner, display)
+            upkeep.hear()
+        finally:
+            stack.close()  # the workers save their trials
+            runner.give_back()
+
+
+def _prepare(
+    config: StudyConfig, study: Study, problem: Problem, objective: Objective, display: Display
+) -> None:
+    """Write down what this run is to do with the study."""
     claim_folder(study, config.directory, display.notice)
     study.set_user_attr(TOTAL, config.study.generations)
     study.set_user_attr(ENDED, "")
     warm_start(config, study, problem, display.notice)
+    study.set_user_attr(TRAIN_FIELDS, train_fields_of(objective))
+    publish(config, study, problem)
     if config.limits:
         display.notice(f"limits: {limits_text(config.limits)}")
-    return study
 
 
 def sync_record(config: StudyConfig, study: Study) -> tuple[int, bool]:
@@ -125,6 +150,7 @@ def search(runner: Runner, display: Display) -> None:
     display.progress.seconds_left = budget.seconds_left
     if options.gpu_hours is not None and not runner.gpus:
         display.notice("gpu_hours: no GPU is used here, so that none of them pass")
+    runner.study.set_user_attr(PHASE, SEARCHING)
     runner.drive(generation_source(runner, budget), budget.save)
     runner.study.set_user_attr(ENDED, budget.why)
     display.progress.searching = False
@@ -135,73 +161,13 @@ def confirm(runner: Runner, display: Display) -> None:
     """Measure the finalists and the start values again with other seeds."""
     study, options = runner.study, runner.config.confirm
     settle_finalists(runner.config, study)
+    study.set_user_attr(PHASE, CONFIRMING)
     if missing_repeat(study.get_trials(deepcopy=False), options, finalists(study)):
         display.notice(
             "the finalists and the start values again, with other seeds,"
             " on top of what the search may take:"
         )
     runner.drive(lambda: next_repeat(runner))
-
-
-def gpus_of_a_trial(placements: list[Placement]) -> float:
-    """Return how many GPUs a trial has: a share of one where workers share it, 0 on a CPU."""
-    devices = {device for placement in placements for device in placement.devices}
-    return sum(device != "cpu" for device in devices) / len(placements)
-
-
-def generation_source(runner: Runner, budget: Budget) -> Callable[[], Trial | None]:
-    """Return a function that gives the next trial of the search; None: all are on their way."""
-    study, start = runner.study, runner.problem.start
-    failed_before = len(_failed_starts(study))
-
-    def next_generation() -> Trial | None:
-        if budget.reached():
-            return None
-        trials = search_trials(study)
-        failures = _failed_starts(study)
-        if (
-            len(failures) == sum(kind_of(trial) == START for trial in trials)
-            and len(failures) - failed_before < START_TRIES
-            and not any(reason.startswith(DIVERGED) for reason in failures)
-        ):
-            study.enqueue_trial(start, user_attrs={"kind": START})
-        elif not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            warm = next_warm(study, trials, runner.problem)
-            if warm is not None:
-                study.enqueue_trial(warm[1], user_attrs={"kind": SEARCH, "warm": warm[0]})
-        return runner.ask()
-
-    return next_generation
-
-
-def next_repeat(runner: Runner) -> Trial | None:
-    """Return the next repeat of a finalist or the start values; None: all are on their way."""
-    study, config = runner.study, runner.config
-    if study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        return runner.ask()  # queued by a run that was killed just then
-    found = missing_repeat(study.get_trials(deepcopy=False), config.confirm, finalists(study))
-    if found is None:
-        return None
-    configuration, repeat = found
-    attributes = {
-        "kind": CONFIRM,
-        "of": configuration.of,
-        "repeat": repeat,
-        "seed": repeat_seed(config.study.seed, repeat),
-    }
-    # a gene that was locked when those values were tried stood at its start value
-    params = {**runner.problem.start, **configuration.params}
-    study.enqueue_trial(params, user_attrs=attributes)
-    return runner.ask()
-
-
-def _failed_starts(study: Study) -> list[str]:
-    """Return the reasons why trials of the start values failed."""
-    return [
-        reason_of(trial)
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        if kind_of(trial) == START
-    ]
 
 
 def _found(config: StudyConfig, study: Study) -> Findings | None:

@@ -19,6 +19,7 @@ from evolve.fidelity import saved_share
 from evolve.findings import Findings
 from evolve.front import pareto_front
 from evolve.held_out import HeldOut, held_out
+from evolve.keep import drop_weights
 from evolve.limits import limits_text
 from evolve.objective import load_objective
 from evolve.problem import best_values, train_fields_of
@@ -33,7 +34,6 @@ from evolve.record import (
     ranking,
     reason_of,
 )
-from evolve.runner import drop_weights
 from evolve.space import Params
 from evolve.yamlfile import write_yaml
 

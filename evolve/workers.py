@@ -5,7 +5,6 @@ parent, and a dead worker is replaced. What a trial prints goes to `trial.log` i
 """
 
 import ctypes
-import json
 import logging
 import multiprocessing
 import os
@@ -13,68 +12,23 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from evolve.errors import ConfigError, RunFailed, disk_is_full
-from evolve.machine import THREAD_VARIABLES, Placement
-from evolve.objective import Context, Metrics, Objective, as_metrics, load_objective
+from evolve.errors import RunFailed
+from evolve.jobs import Death, Event, Job, Outcome, Report, printing_to, run_attempt
+from evolve.machine import THREAD_VARIABLES, Placement, free_gpu_memory, memory_of
+
+__all__ = ["Death", "Event", "Job", "Outcome", "Report", "WorkerPool"]
 
 PR_SET_PDEATHSIG = 1  # Source: Linux <sys/prctl.h>
 STARTS = 3  # tries to start one worker before the study gives up
-GOODBYE = 5.0  # seconds a worker has to clean up after SIGTERM
-
-
-@dataclass(frozen=True)
-class Job:
-    """One attempt at a trial."""
-
-    number: int
-    params: dict[str, Any]
-    seed: int
-    directory: str
-    attempt: int
-    wanted: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Report:
-    """A trial is at `step`; it waits for `WorkerPool.answer`."""
-
-    number: int
-    step: int
-    metrics: Metrics
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A trial ended: with metrics, or with the reason why there are none."""
-
-    number: int
-    metrics: Metrics | None
-    reason: str = ""
-    fatal: bool = False  # the objective cannot even be loaded
-    seconds: float = 0.0
-    description: dict[str, Any] = field(default_factory=dict)
-    disk_full: bool = False
-
-
-@dataclass(frozen=True)
-class Death:
-    """A worker died in the middle of a trial."""
-
-    number: int
-    reason: str
-
-
-Event = Report | Outcome | Death
+GOODBYE = 20.0  # seconds that all workers together have to save their trials after SIGTERM
 
 
 # ---- the parent's side
@@ -86,6 +40,8 @@ class _Worker:
     def __init__(self, objective: str, placement: Placement) -> None:
         self.placement = placement
         self.job: Job | None = None
+        self.alone = False  # on its devices, as long as it has this job
+        self.killed: str | None = None  # why we did
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process: SpawnProcess = context.Process(
@@ -95,10 +51,10 @@ class _Worker:
             self.process.start()
         theirs.close()
 
-    def end(self) -> None:
-        """Wait for the process, which was told to end, and kill it if it does not."""
+    def end(self, seconds: float) -> None:
+        """Wait so long for the process, which was told to end, and kill it if it does not."""
         self.connection.close()
-        self.process.join(GOODBYE)
+        self.process.join(max(0.0, seconds))
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -110,7 +66,7 @@ class WorkerPool:
 
     def __init__(self, objective: str, placements: list[Placement]) -> None:
         self._objective = objective
-        self._workers: list[_Worker] = []
+        self._workers: dict[int, _Worker] = {}  # by the index of their placement
         self._idle_deaths = 0
         self._placements = placements
 
@@ -118,13 +74,14 @@ class WorkerPool:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for worker in self._workers:  # all at once; end() below waits for each
+        for worker in self._workers.values():  # all at once; end() below waits for each
             if worker.job is None:
                 worker.connection.close()  # it returns by itself
             else:
                 worker.process.terminate()
-        for worker in self._workers:
-            worker.end()
+        deadline = time.monotonic() + GOODBYE
+        for worker in self._workers.values():
+            worker.end(deadline - time.monotonic())
         self._workers.clear()
 
     @property
@@ -134,26 +91,47 @@ class WorkerPool:
 
     @property
     def free(self) -> int:
-        """Number of trials that can be submitted now."""
-        return self.size - sum(worker.job is not None for worker in self._workers)
+        """Number of trials that can be submitted now; none beside one that is to be alone."""
+        held = {d for w in self._workers.values() if w.alone for d in w.placement.devices}
+        return sum(not held & set(self._placements[i].devices) for i in self._idle())
 
-    def submit(self, job: Job) -> str:
-        """Give a job to a free worker, starting one if need be, and return the worker's name."""
-        worker = next((worker for worker in self._workers if worker.job is None), None)
+    def can_be_alone(self) -> bool:
+        """Return whether a trial could be submitted to a device that no other trial uses."""
+        return bool(self._unshared())
+
+    def submit(self, job: Job, alone: bool = False) -> str:
+        """Give a job to a free worker, starting one if need be, and return the worker's name.
+
+        `alone`: to one whose devices no other trial uses, where most memory is free; no other
+        trial comes to them before this one has ended.
+        """
+        index = self._freest(self._unshared()) if alone else self._next_idle()
+        worker = self._workers.get(index)
         if worker is None:
-            worker = _Worker(self._objective, self._placements[len(self._workers)])
-            self._workers.append(worker)
-        worker.job = job
+            worker = self._workers[index] = _Worker(self._objective, self._placements[index])
+        worker.job, worker.alone = job, alone
         with suppress(OSError):  # if it is dead, events() will say so
             worker.connection.send(job)
         return worker.placement.name
 
     def answer(self, number: int, stop: bool) -> None:
         """Let the trial that reported go on, or make it stop."""
-        for worker in self._workers:
-            if worker.job is not None and worker.job.number == number:
+        for worker in self._workers.values():
+            if worker.job is not None and worker.job.number == number and not worker.killed:
                 with suppress(OSError):  # if it is dead, events() will say so
                     worker.connection.send(stop)
+
+    def cancel(self, number: int, reason: str) -> None:
+        """Kill the worker of a trial; its `Death` with this reason follows, none if it is empty."""
+        for worker in self._workers.values():
+            if worker.job is not None and worker.job.number == number:
+                worker.killed = reason
+                worker.process.kill()
+
+    def memory(self) -> dict[int, int]:
+        """Return the bytes of the worker of each running trial, its children's included."""
+        running = [w for w in self._workers.values() if w.job is not None]
+        return {w.job.number: memory_of(w.process.pid) for w in running if w.job and w.process.pid}
 
     def events(self, timeout: float) -> list[Event]:
         """Wait up to `timeout` seconds and return what happened.
@@ -161,19 +139,48 @@ class WorkerPool:
         Raises: RunFailed when a worker dies again and again before it has taken a job.
         """
         by_handle: dict[Any, _Worker] = {}
-        for worker in self._workers:
+        for worker in self._workers.values():
             by_handle[worker.connection] = worker
             by_handle[worker.process.sentinel] = worker
         ready = {id(by_handle[handle]): by_handle[handle] for handle in wait(by_handle, timeout)}
         events = (self._event(worker) for worker in ready.values())
         return [event for event in events if event is not None]
 
+    # ---- which worker
+
+    def _idle(self) -> list[int]:
+        """Return the placements without a job, those with a living worker first."""
+        every = range(len(self._placements))
+        free = [i for i in every if i not in self._workers or self._workers[i].job is None]
+        return sorted(free, key=lambda i: i not in self._workers)
+
+    def _next_idle(self) -> int:
+        held = {d for w in self._workers.values() if w.alone for d in w.placement.devices}
+        return next(i for i in self._idle() if not held & set(self._placements[i].devices))
+
+    def _unshared(self) -> list[int]:
+        """Return the placements whose devices no trial uses."""
+        busy = {
+            device
+            for worker in self._workers.values()
+            if worker.job is not None
+            for device in worker.placement.devices
+        }
+        return [i for i in self._idle() if not busy & set(self._placements[i].devices)]
+
+    def _freest(self, indices: list[int]) -> int:
+        """Return the placement whose devices have the most free memory."""
+        free = free_gpu_memory() if len(indices) > 1 else {}
+        return max(indices, key=lambda i: min(free.get(d, 0) for d in self._placements[i].devices))
+
+    # ---- what happened
+
     def _event(self, worker: _Worker) -> Event | None:
         try:
-            if worker.connection.poll():
+            if worker.killed is None and worker.connection.poll():
                 event: Event = worker.connection.recv()
                 if isinstance(event, Outcome):
-                    worker.job = None
+                    worker.job, worker.alone = None, False
                     self._idle_deaths = 0
                 return event
         except (EOFError, OSError):
@@ -185,13 +192,14 @@ class WorkerPool:
     def _bury(self, worker: _Worker) -> Death | None:
         reason = f"worker died ({_end_of(worker.process.exitcode)})"
         job = worker.job
-        worker.end()
+        worker.end(0.0)
         self._idle_deaths += job is None
         if self._idle_deaths >= STARTS:
             raise RunFailed(f"{reason} {STARTS} times without a trial")
-        index = self._workers.index(worker)
+        index = next(i for i, other in self._workers.items() if other is worker)
         self._workers[index] = _Worker(self._objective, worker.placement)
-        return None if job is None else Death(job.number, reason)
+        reason = reason if worker.killed is None else worker.killed
+        return Death(job.number, reason) if job is not None and reason else None
 
 
 def _end_of(exitcode: int | None) -> str:
@@ -239,45 +247,18 @@ def _serve(connection: Connection, objective_name: str, placement: Placement) ->
     try:
         while True:
             job = _receive(connection)
-            with _printing_to(Path(job.directory) / "trial.log"):
-                outcome = _attempt(connection, objective_name, placement, job)
+            with printing_to(Path(job.directory) / "trial.log"):
+                outcome = run_attempt(
+                    objective_name, placement, job, lambda report: _told(connection, report)
+                )
             _send(connection, outcome)
     except _Stopped:
         return
 
 
-def _attempt(
-    connection: Connection, objective_name: str, placement: Placement, job: Job
-) -> Outcome:
-    try:
-        objective = load_objective(objective_name)  # imported once a process
-    except ConfigError as error:
-        traceback.print_exc()
-        return Outcome(job.number, None, str(error), fatal=True)
-
-    def report(step: int, metrics: Mapping[str, float]) -> bool:
-        _send(connection, Report(job.number, int(step), as_metrics(metrics)))
-        return bool(_receive(connection))
-
-    context = Context(
-        seed=job.seed,
-        directory=Path(job.directory),
-        devices=list(placement.devices),
-        threads=placement.threads,
-        attempt=job.attempt,
-        report=report,
-        wanted=job.wanted,
-    )
-    begin = time.monotonic()
-    try:
-        metrics = as_metrics(objective.evaluate(dict(job.params), context))
-    except (Exception, SystemExit) as error:  # whatever a trial does, the study goes on
-        traceback.print_exc()
-        reason = _reason(error)
-        seconds, full = time.monotonic() - begin, disk_is_full(error)
-        return Outcome(job.number, None, reason, seconds=seconds, disk_full=full)
-    seconds = time.monotonic() - begin
-    return Outcome(job.number, metrics, "", False, seconds, _describe(objective, job.params))
+def _told(connection: Connection, report: Report) -> bool:
+    _send(connection, report)
+    return bool(_receive(connection))
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -298,47 +279,6 @@ def _receive(connection: Connection) -> Any:
         return connection.recv()
     except (EOFError, OSError) as error:
         raise _Stopped from error
-
-
-def _reason(error: BaseException) -> str:
-    """Return `Type: first line`; divergence is found by the name of its class."""
-    text = (str(error).strip().splitlines() or [""])[0]
-    if any(kind.__name__ == "TrainingDiverged" for kind in type(error).__mro__):
-        return f"diverged: {text}"
-    return f"{type(error).__name__}: {text}"
-
-
-def _describe(objective: Objective, params: dict[str, Any]) -> dict[str, Any]:
-    describe = objective.optional("describe")
-    if describe is None:
-        return {}
-    try:
-        described: dict[str, Any] = json.loads(json.dumps(describe(dict(params)), default=str))
-        return described
-    except Exception:  # a description is an extra: its fault is logged and costs no trial
-        traceback.print_exc()
-        return {}
-
-
-@contextmanager
-def _printing_to(path: Path) -> Iterator[None]:
-    """Send this process's output, that of C libraries too, to the end of a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = [(descriptor, os.dup(descriptor)) for descriptor in (1, 2)]
-    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    try:
-        for descriptor, _ in saved:
-            os.dup2(target, descriptor)
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for descriptor, copy in saved:
-            os.dup2(copy, descriptor)
-            os.close(copy)
-        os.close(target)
 
 
 def _die_with_parent() -> None:

@@ -1,0 +1,88 @@
+"""A trial that a worker has, and how long it may take or be silent."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from optuna import Trial
+
+from evolve.worker_options import WorkerOptions
+
+UNKNOWN_SILENCE = 6 * 3600.0  # seconds that the first trials may be silent
+LEAST_SILENCE = 15 * 60.0  # ... that every trial may
+TIMES_SILENCE = 20.0  # as long as the longest silence after which a sign of life came
+
+
+@dataclass
+class Live:
+    """A trial that a worker has; `spent` seconds in earlier attempts, `began` this one."""
+
+    trial: Trial
+    may_stop: bool
+    deaths: int = 0
+    out_of_memory: bool = False
+    alone: bool = False  # it ran out of memory: no other trial shall be on its device
+    steps: set[int] = field(default_factory=set)
+    stopped: bool = False
+    spent: float = 0.0
+    began: float = 0.0
+    sign: float = 0.0  # when it last showed that it is alive
+    over_time: str = ""  # why it was killed, if its time is over
+
+    @property
+    def number(self) -> int:
+        """Number of the trial."""
+        return self.trial.number
+
+    @property
+    def seconds(self) -> float:
+        """How long the trial took so far, its earlier attempts included."""
+        return self.spent + time.monotonic() - self.began
+
+
+class Limits:
+    """The time that trials may take, by the options or by what trials took so far."""
+
+    def __init__(self, options: WorkerOptions, now: Callable[[], float] = time.monotonic) -> None:
+        self._hours, self._minutes = options.trial_hours, options.silent_minutes
+        self._longest: float | None = None  # silence of a trial that lived, in seconds
+        self._now = now
+
+    def sign(self, live: Live) -> None:
+        """Note a sign of life."""
+        now = self._now()
+        self._longest = max(self._longest or 0.0, now - live.sign)
+        live.sign = now
+
+    def over(self, live: Live) -> str:
+        """Return in words that a trial has used up its time; else nothing."""
+        if self._hours is not None and live.seconds > self._hours * 3600:
+            return f"time limit: it ran for trial_hours={self._hours:g}"
+        return ""
+
+    def silent(self, live: Live) -> str:
+        """Return in words that a trial must hang; else nothing."""
+        silence = self._now() - live.sign
+        return f"no sign of life for {silence:.0f} s" if silence > self._longest_allowed() else ""
+
+    def _longest_allowed(self) -> float:
+        if self._minutes is not None:
+            return 60.0 * self._minutes
+        if self._longest is None:
+            return UNKNOWN_SILENCE
+        return max(LEAST_SILENCE, TIMES_SILENCE * self._longest)
+
+
+class Every:
+    """True once in so many seconds; not at the very first."""
+
+    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._now = seconds, now
+        self._last = now()
+
+    def due(self) -> bool:
+        """Return whether the time has come, and begin to wait anew if so."""
+        if self._now() - self._last < self._seconds:
+            return False
+        self._last = self._now()
+        return True

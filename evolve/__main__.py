@@ -3,39 +3,23 @@
 import argparse
 import json
 import os
-import shutil
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # a spawned worker imports this file again, and needs none of it
-    from optuna import Study
-
-    from evolve.config import StudyConfig
-
-EXAMPLES = """examples:
-  python -m evolve run --generations 30
-  python -m evolve run --study small --set settings.epochs=10 --set space.lr0.high=0.05
-  python -m evolve run --strategy tpe --workers 2 --hours 8
-  python -m evolve run --study next --warm-start study
-  python -m evolve status
-  python -m evolve best --params
-  python -m evolve best --front
-  python -m evolve report --study small
-  python -m evolve compare small next
-  python -m evolve export --format onnx,tensorrt-rtx --out engines
-  python -m evolve export --format onnx --retrain epochs=300
-  python -m evolve export --format onnx --alias champion --half
-  python -m evolve import evolve.txt
-  python -m evolve ui --port 5001
-  python -m evolve ui --optuna
-  python -m evolve sync
-
-Ctrl-C stops a run; the same command goes on with it.
-exit codes: 0 done, 1 the run failed, 2 wrong usage or input, 130 interrupted"""
+from evolve import fleet_commands
+from evolve.command_line import (
+    EXAMPLES,
+    add_command,
+    config_of,
+    count,
+    interruptible,
+    notice,
+    opened,
+    quiet_optuna,
+    show,
+    width,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,8 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.verbose:
             raise
         return _fail(error, 2)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        text = str(interrupt) or "interrupted: the same command goes on where it stopped"
+        print(text, file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -78,9 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
     from evolve.problem import start_values
     from evolve.study import run_study
 
-    config = _config(arguments)
-    _quiet_optuna()
-    with _interruptible(), Display() as display:
+    config = config_of(arguments)
+    quiet_optuna()
+    with interruptible(), Display() as display:
         summary = run_study(config, display)
     start = start_values(config, lambda _: None)
     if arguments.json:
@@ -91,18 +76,24 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Print how far the study is, on one screen."""
+    """Print how far the study is, on one screen; with --watch again and again."""
+    if arguments.watch is not None:
+        return fleet_commands.watch(lambda: _status(arguments), arguments)
+    return _status(arguments)
+
+
+def _status(arguments: argparse.Namespace) -> int:
     from evolve.findings import findings
     from evolve.overview import overview, status_text
     from evolve.printout import found_lines
     from evolve.summary import summarise
 
-    config, study = _opened(arguments)
+    config, study = opened(arguments)
     summary, found = summarise(config, study), findings(config, study)
     if arguments.json:
         print(json.dumps({**summary.to_dict(), **overview(config, study, summary, found)}))
         return 0
-    lines = [status_text(config, study, summary, found, _width())]
+    lines = [status_text(config, study, summary, found, width())]
     print("\n".join(lines + (found_lines(config, found) if arguments.all else [])))
     return 0
 
@@ -114,7 +105,7 @@ def best(arguments: argparse.Namespace) -> int:
     from evolve.summary import best_yaml, recommended_params, summarise
     from evolve.yamlfile import write_yaml
 
-    config, study = _opened(arguments)
+    config, study = opened(arguments)
     summary = summarise(config, study)
     params = recommended_params(summary)
     if arguments.front:
@@ -122,10 +113,10 @@ def best(arguments: argparse.Namespace) -> int:
     elif arguments.params:
         text = write_yaml(params)
     elif sys.stdout.isatty() and not arguments.yaml:
-        text = best_text(config, study, summary, _width())
+        text = best_text(config, study, summary, width())
     else:
         text = best_yaml(config, summary)
-    _print(arguments, summary.to_dict(), text.rstrip())
+    show(arguments, summary.to_dict(), text.rstrip())
     return 0
 
 
@@ -134,9 +125,9 @@ def report(arguments: argparse.Namespace) -> int:
     from evolve.page.write import write_report
     from evolve.summary import summarise
 
-    config, study = _opened(arguments)
+    config, study = opened(arguments)
     files = write_report(config, study, summarise(config, study))
-    _print(arguments, {"files": [str(path) for path in files]}, "\n".join(map(str, files)))
+    show(arguments, {"files": [str(path) for path in files]}, "\n".join(map(str, files)))
     return 0
 
 
@@ -146,14 +137,14 @@ def compare(arguments: argparse.Namespace) -> int:
     from evolve.config import STUDIES
     from evolve.page.versus import write_comparison
 
-    config = _config(arguments)
-    _quiet_optuna()
+    config = config_of(arguments)
+    quiet_optuna()
     comparison = compare_studies(config, arguments.first, arguments.second)
     names = (side.config.study.name for side in (comparison.a, comparison.b))
     path = arguments.out or STUDIES / f"compare-{'-'.join(names)}.html"
     write_comparison(comparison, path)
     text = f"{comparison_text(comparison)}\n\nwritten: {path}"
-    _print(arguments, {**comparison.to_dict(), "files": [str(path)]}, text)
+    show(arguments, {**comparison.to_dict(), "files": [str(path)]}, text)
     return 0
 
 
@@ -171,10 +162,10 @@ def export(arguments: argparse.Namespace) -> int:
         alias=arguments.alias or "",
         retrain=None if arguments.retrain is None else parse_changes(arguments.retrain),
     )
-    config, study = _opened(arguments)
-    with _interruptible():
-        found = export_winner(config, study, request, _notice)
-    _print(
+    config, study = opened(arguments)
+    with interruptible():
+        found = export_winner(config, study, request, notice)
+    show(
         arguments, {"files": [str(path) for path in found.files]}, "\n".join(map(str, found.files))
     )
     return 0
@@ -184,11 +175,11 @@ def import_(arguments: argparse.Namespace) -> int:
     """Add the trials of an older search (evolve.txt, .ndjson, evolve.csv) to the study."""
     from evolve.exchange import import_file
 
-    config = _config(arguments)
-    _quiet_optuna()
-    count = import_file(config, arguments.file, _notice)
+    config = config_of(arguments)
+    quiet_optuna()
+    count = import_file(config, arguments.file, notice)
     text = f"{count} trials of {arguments.file} were added to study {config.study.name}"
-    _print(arguments, {"study": config.study.name, "trials": count}, text)
+    show(arguments, {"study": config.study.name, "trials": count}, text)
     return 0
 
 
@@ -196,10 +187,10 @@ def export_txt(arguments: argparse.Namespace) -> int:
     """Write the study as the evolve.txt of 2019."""
     from evolve.exchange import export_file
 
-    config, study = _opened(arguments)
+    config, study = opened(arguments)
     path = arguments.file or config.directory / "evolve.txt"
-    export_file(config, study, path, _notice)
-    _print(arguments, {"files": [str(path)]}, str(path))
+    export_file(config, study, path, notice)
+    show(arguments, {"files": [str(path)]}, str(path))
     return 0
 
 
@@ -209,14 +200,14 @@ def sync(arguments: argparse.Namespace) -> int:
     from evolve.mlflow_store import store_uri
     from evolve.study import sync_record
 
-    config, study = _opened(arguments)
+    config, study = opened(arguments)
     if store_uri(config.tracking.uri) is None:
         raise UserError("tracking is off: name a store under tracking.uri")
     written, whole = sync_record(config, study)
     if not whole:
         raise RunFailed(f"study {config.study.name} is not in MLflow as a whole")
     text = f"{written} trials written: MLflow has all of study {config.study.name}"
-    _print(arguments, {"study": config.study.name, "written": written}, text)
+    show(arguments, {"study": config.study.name, "written": written}, text)
     return 0
 
 
@@ -228,21 +219,11 @@ def ui(arguments: argparse.Namespace) -> int:
         from evolve import dashboard
 
         dashboard.check_installed()
-        _, study = _opened(arguments)
-        with _interruptible():
+        _, study = opened(arguments)
+        with interruptible():
             return dashboard.serve(study, arguments.port or dashboard.DASHBOARD_PORT)
-    tracking = _config(arguments).tracking
+    tracking = config_of(arguments).tracking
     return serve(tracking.uri, arguments.port or UI_PORT, tracking.experiment)
-
-
-def _opened(arguments: argparse.Namespace) -> "tuple[StudyConfig, Study]":
-    """Return an existing study, and the config with what the study was run with."""
-    from evolve.storage import as_run, load_study
-
-    config = _config(arguments)
-    _quiet_optuna()
-    study = load_study(config)
-    return as_run(config, study), study
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -253,8 +234,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    runner = _command(commands, run, "start or resume the study of evolve.yaml")
-    runner.add_argument("--generations", type=_count, metavar="N", help="trials in total")
+    runner = add_command(commands, run, "start or resume the study of evolve.yaml")
+    runner.add_argument("--generations", type=count, metavar="N", help="trials in total")
     runner.add_argument("--hours", type=float, metavar="H", help="end the search after H hours")
     runner.add_argument("--gpu-hours", type=float, metavar="H", help="... after H hours of GPUs")
     runner.add_argument(
@@ -263,19 +244,23 @@ def _parser() -> argparse.ArgumentParser:
     runner.add_argument(
         "--warm-start", metavar="STUDY|YAML", help="learn from name, storage#name, or best.yaml"
     )
-    runner.add_argument("--workers", type=_count, metavar="N", help="trials at once")
-    state = _command(commands, status, "print how far the study is")
+    fleet_commands.add_worker_options(runner)
+    runner.add_argument("--max-disk", metavar="SIZE", help="of the study's folder, such as 20GB")
+    state = add_command(commands, status, "print how far the study is")
     state.add_argument("--all", action="store_true", help="the table of importance too")
-    winner = _command(commands, best, "print the winner's values")
+    state.add_argument(
+        "--watch", type=float, nargs="?", const=5.0, metavar="SECONDS", help="again and again"
+    )
+    winner = add_command(commands, best, "print the winner's values")
     winner.add_argument("--yaml", action="store_true", help="as best.yaml; the default in a pipe")
     winner.add_argument("--params", action="store_true", help="only the values that were searched")
     winner.add_argument("--front", action="store_true", help="the best trade-offs of a study")
-    reporter = _command(commands, report, "write the study's report.html")
-    comparer = _command(commands, compare, "compare two studies")
+    reporter = add_command(commands, report, "write the study's report.html")
+    comparer = add_command(commands, compare, "compare two studies")
     comparer.add_argument("first", metavar="A", help="a study's name, or storage#name")
     comparer.add_argument("second", metavar="B")
     comparer.add_argument("--out", type=Path, metavar="FILE", help="where the page goes")
-    exporter = _command(commands, export, "turn the winner into an engine")
+    exporter = add_command(commands, export, "turn the winner into an engine")
     exporter.add_argument("--format", metavar="LIST", help="such as onnx,tensorrt-rtx")
     exporter.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go")
     kind = exporter.add_mutually_exclusive_group()
@@ -289,105 +274,22 @@ def _parser() -> argparse.ArgumentParser:
         "--retrain", action="append", metavar="NAME=VALUE", help="train again first: epochs=300"
     )
     exporter.add_argument(
-        "--trial", dest="pick", type=_count, metavar="N", help="the same as --pick"
+        "--trial", dest="pick", type=count, metavar="N", help="the same as --pick"
     )
     for parser_of_winner in (runner, winner, reporter, exporter):
         parser_of_winner.add_argument(
-            "--pick", type=_count, metavar="N", help="take trial N for the winner"
+            "--pick", type=count, metavar="N", help="take trial N for the winner"
         )
-    importer = _command(commands, import_, "add the trials of an older search", "import")
+    importer = add_command(commands, import_, "add the trials of an older search", "import")
     importer.add_argument("file", type=Path, metavar="FILE", help="evolve.txt, .ndjson, .csv")
-    writer = _command(commands, export_txt, "write the study as evolve.txt", "export-txt")
+    writer = add_command(commands, export_txt, "write the study as evolve.txt", "export-txt")
     writer.add_argument("file", type=Path, nargs="?", metavar="FILE")
-    _command(commands, sync, "write into MLflow what it lacks of the study")
-    server = _command(commands, ui, "serve the tracker's pages on this machine")
+    add_command(commands, sync, "write into MLflow what it lacks of the study")
+    server = add_command(commands, ui, "serve the tracker's pages on this machine")
     server.add_argument("--optuna", action="store_true", help="optuna-dashboard on the study")
     server.add_argument("--port", type=int, default=None, metavar="N", help="a free one by default")
+    fleet_commands.add(commands)
     return parser
-
-
-def _command(
-    commands: Any, body: Callable[[argparse.Namespace], int], text: str, name: str = ""
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name or body.__name__,
-        help=text,
-        description=body.__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(command=body)
-    parser.add_argument("--config", type=Path, default=Path("evolve.yaml"), metavar="FILE")
-    parser.add_argument("--study", metavar="NAME", help="name of the study")
-    parser.add_argument("--storage", metavar="URL", help="Optuna storage, such as sqlite:///x.db")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a dotted key"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--verbose", action="store_true", help="show where an error came from")
-    return parser
-
-
-def _config(arguments: argparse.Namespace) -> "StudyConfig":
-    """Read evolve.yaml with all overrides of the command line; named options win over --set."""
-    from evolve.config import load_config
-
-    keys = {
-        "study": "study.name",
-        "storage": "study.storage",
-        "generations": "study.generations",
-        "hours": "study.hours",
-        "gpu_hours": "study.gpu_hours",
-        "pick": "study.pick",
-        "strategy": "strategy",
-        "warm_start": "warm_start",
-        "workers": "workers.count",
-    }
-    named = {key: getattr(arguments, option, None) for option, key in keys.items()}
-    options = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
-    return load_config(arguments.config, [*arguments.set, *options])
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 0:
-        raise argparse.ArgumentTypeError(f"{text} must not be negative")
-    return count
-
-
-def _width() -> int:
-    """Return how many characters a line may have."""
-    return max(60, shutil.get_terminal_size((100, 24)).columns)
-
-
-def _quiet_optuna() -> None:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Stop in the same clean way on Ctrl-C and SIGTERM, even if the shell ignores SIGINT for us."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, interrupt) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-
-
-def _notice(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def _print(arguments: argparse.Namespace, data: dict[str, Any], text: str) -> None:
-    print(json.dumps(data) if arguments.json else text)
 
 
 def _fail(error: object, code: int) -> int:

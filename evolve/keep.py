@@ -32,6 +32,14 @@ class Weights:
 
     def drop(self, trials: Sequence[FrozenTrial], best: int = KEPT_WEIGHTS) -> list[int]:
         """Remove the weights of ended trials that nobody will ask for; return their numbers."""
+        dropped = self.superfluous(trials, best)
+        for number in dropped:
+            drop_weights(self.directory(number))
+            self._gone.add(number)
+        return dropped
+
+    def superfluous(self, trials: Sequence[FrozenTrial], best: int = KEPT_WEIGHTS) -> list[int]:
+        """Return the numbers of ended trials with weights that nobody will ask for."""
         ended = [t for t in trials if t.state.is_finished() and t.number not in self._gone]
         held = {trial.number for trial in ended if self._any(trial.number)}
         self._gone |= {trial.number for trial in ended} - held
@@ -41,11 +49,7 @@ class Weights:
         kept |= {trial.number for trial in trials if kind_of(trial) == CONFIRM}
         if held - kept:
             kept |= {item.trial for item in recommended(self._config, trials)[:1]}
-        dropped = sorted(held - kept)
-        for number in dropped:
-            drop_weights(self.directory(number))
-            self._gone.add(number)
-        return dropped
+        return sorted(held - kept)
 
     def _any(self, number: int) -> bool:
         return any((self.directory(number) / "weights").glob("*.pt*"))

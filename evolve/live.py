@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 
 from optuna import Trial
 
+from evolve.config import StudyConfig
+from evolve.fidelity import may_be_pruned
+from evolve.record import SEARCH, trial_seed
+from evolve.space import Space
 from evolve.worker_options import WorkerOptions
 
 UNKNOWN_SILENCE = 6 * 3600.0  # seconds that the first trials may be silent
@@ -38,6 +42,25 @@ class Live:
     def seconds(self) -> float:
         """How long the trial took so far, its earlier attempts included."""
         return self.spent + time.monotonic() - self.began
+
+
+def complete_trial(trial: Trial, space: Space, config: StudyConfig) -> Live:
+    """Give a new or reopened trial what it lacks of values and seed."""
+    kinds = dict(space.distributions())
+    # A repeat of a finalist keeps all its values, also of a gene that was locked since then.
+    frozen = trial.study._storage.get_trial(trial._trial_id)
+    fixed = frozen.system_attrs.get("fixed_params", {})
+    kinds |= {gene.name: gene.distribution() for gene in config.space.genes if gene.name in fixed}
+    for name, distribution in kinds.items():
+        trial._suggest(name, distribution)  # what `ask` does; values already there stay
+    own = {"kind": SEARCH, "seed": trial_seed(config.study.seed, trial.number)}
+    for name, value in own.items():
+        if name not in trial.user_attrs:
+            trial.set_user_attr(name, value)
+    frozen = trial.study._storage.get_trial(trial._trial_id)
+    live = Live(trial, may_be_pruned(frozen), steps=set(frozen.intermediate_values))
+    live.spent = float(trial.user_attrs.get("spent", 0.0))
+    return live
 
 
 class Limits:

@@ -16,12 +16,11 @@ from evolve.description import keep_description
 from evolve.display import Display
 from evolve.errors import ConfigError, RunFailed
 from evolve.failures import Failures, out_of_memory
-from evolve.fidelity import may_be_pruned
 from evolve.front import objective_values
 from evolve.jobs import Death, Job, Outcome, Pool, Report
 from evolve.keep import Weights
 from evolve.limits import constraints
-from evolve.live import Every, Limits, Live
+from evolve.live import Every, Limits, Live, complete_trial
 from evolve.objective import Metrics, fitness_of
 from evolve.patience import Away
 from evolve.peers import Alone, Company
@@ -30,11 +29,9 @@ from evolve.record import (
     CONFIRM,
     CONSTRAINTS,
     DIVERGED,
-    SEARCH,
     kind_of,
     ranking,
     reason_of,
-    trial_seed,
 )
 from evolve.tracking import Tracker
 from evolve.trial_log import note
@@ -83,7 +80,7 @@ class Runner:
         self._paused = ""  # why no new trial begins
 
     def ask(self, *, repeat: bool = False) -> Trial | None:
-        """Return the next trial of the search, or a queued repeat; `_opened` gives it its values.
+        """Return the next trial of the search, or a queued repeat; `_complete` gives it its values.
 
         None if there is no queued repeat. Call it in a turn.
         """
@@ -105,7 +102,7 @@ class Runner:
         """Take up the trials that an earlier run of the study, or another process, left running."""
         for frozen in self.company.orphans(max(1, self._pool.size - len(self._waiting))):
             if frozen.number not in self._live:
-                self._waiting.append(self._opened(Trial(self.study, frozen._trial_id)))
+                self._waiting.append(self._complete(Trial(self.study, frozen._trial_id)))
                 self._display.notice(f"trial {frozen.number} goes on")
 
     def drive(
@@ -174,7 +171,7 @@ class Runner:
                 continue
             if trial is None:
                 return False
-            self._begin(self._opened(trial), asked=began)
+            self._begin(self._complete(trial), asked=began)
         return True
 
     def _begin(self, live: Live, asked: float | None = None) -> None:
@@ -219,22 +216,8 @@ class Runner:
 
     # ---- one trial
 
-    def _opened(self, trial: Trial) -> Live:
-        """Complete a new or reopened trial: values, seed."""
-        kinds = dict(self.problem.space.distributions())
-        # A repeat of a finalist keeps all its values, also of a gene that was locked since then.
-        fixed = self._frozen(trial).system_attrs.get("fixed_params", {})
-        kinds |= {g.name: g.distribution() for g in self.config.space.genes if g.name in fixed}
-        for name, distribution in kinds.items():
-            trial._suggest(name, distribution)  # what `ask` does; values already there stay
-        own = {"kind": SEARCH, "seed": trial_seed(self.config.study.seed, trial.number)}
-        for name, value in own.items():
-            if name not in trial.user_attrs:
-                trial.set_user_attr(name, value)
-        frozen = self._frozen(trial)
-        live = Live(trial, may_be_pruned(frozen), steps=set(frozen.intermediate_values))
-        live.spent = float(trial.user_attrs.get("spent", 0.0))
-        return live
+    def _complete(self, trial: Trial) -> Live:
+        return complete_trial(trial, self.problem.space, self.config)
 
     def _submit(self, live: Live, asked: float | None = None) -> None:
         trial = live.trial

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import sqlite3
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -108,6 +109,24 @@ def load_study(config: StudyConfig) -> Study:
             f"{did_you_mean(config.study.name, names)}"
         )
     return optuna.load_study(storage=storage, study_name=config.study.name)
+
+
+def storage_of(url: str) -> BaseStorage:
+    """Open a storage with Optuna's cache. Raises: StudyError."""
+    return optuna.storages.get_storage(_storage(url, create=False))
+
+
+def ping(url: str) -> float:
+    """Open a storage, creating nothing but its tables, and return the milliseconds of a look.
+
+    Raises: StudyError if it cannot be opened.
+    """
+    if url.startswith(SQLITE) and not Path(url.removeprefix(SQLITE)).exists():
+        url = "sqlite:///:memory:"  # the file is made by the first run
+    storage = _storage(url, create=False) if url != "sqlite:///:memory:" else PatientStorage(url)
+    began = time.monotonic()
+    storage.get_all_studies()
+    return 1000 * (time.monotonic() - began)
 
 
 @contextmanager

@@ -19,7 +19,13 @@ from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+    SQLAlchemyError,
+)
 
 from evolve.trial_rows import RowStorage
 
@@ -42,8 +48,8 @@ def is_away(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             return True
-        if isinstance(error, OperationalError | InterfaceError):
-            return True
+        if isinstance(error, OperationalError | InterfaceError | PendingRollbackError):
+            return True  # the last: a second query on a connection that was just lost
         if type(error).__name__ in ("_InactiveRpcError", "_MultiThreadedRendezvous"):
             return str(getattr(error, "code", str)()).endswith(("UNAVAILABLE", "CANCELLED"))
         error = error.__cause__

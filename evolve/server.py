@@ -40,7 +40,10 @@ def server_url(url: str) -> tuple[str, dict[str, Any]]:
     kind = ALIASES.get(kind, kind)
     if kind not in DRIVERS:
         known = ("sqlite", "grpc", *DRIVERS)
-        raise StudyError(f"storage {hidden(url)}: {kind} is not known{did_you_mean(kind, known)}")
+        raise StudyError(
+            f"storage {hidden(url)} cannot be opened: {kind} is not known"
+            f"{did_you_mean(kind, known)}"
+        )
     if not driver:
         driver = next((name for name, module in DRIVERS[kind] if find_spec(module)), "")
     if not driver:

@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import os
+import random
 import socket
 import sqlite3
 import time
@@ -17,8 +18,10 @@ from typing import Any
 
 import optuna
 from optuna import Study
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from evolve.config import ConfirmOptions, Start, StudyConfig
 from evolve.errors import StudyError, did_you_mean
@@ -31,6 +34,7 @@ from evolve.server import hidden, server_url
 
 IDENTITY, CONFIRMATION, FOLDER = "identity", "confirm", "folder"  # user attributes of the study
 SQLITE = "sqlite:///"
+CREATIONS = 5  # tries to make the tables of a database
 BUSY_TIMEOUT = 60  # seconds that SQLite waits for another process's write
 
 
@@ -202,10 +206,22 @@ def _storage(url: str, *, create: bool) -> BaseStorage:
     else:
         url, options = server_url(url)
     try:
-        return PatientStorage(url, engine_kwargs=options)
+        return _created(url, options)
     except Exception as error:  # drivers raise what they like
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StudyError(f"storage {hidden(url)} cannot be opened: {text}") from error
+
+
+def _created(url: str, options: dict[str, Any]) -> BaseStorage:
+    """Open a database and make its tables, which several processes may do at the same time."""
+    for left in range(CREATIONS - 1, -1, -1):
+        try:
+            return PatientStorage(url, engine_kwargs=options)
+        except (IntegrityError, ProgrammingError, StorageInternalError):  # somebody was quicker
+            if not left:
+                raise
+            time.sleep(random.uniform(0.1, 1.0))
+    raise AssertionError("unreachable")
 
 
 def _difference(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> str:

@@ -9,7 +9,7 @@ at the next beat, and the result of the trial is not told.
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from optuna import Study, Trial
@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evolve.errors import StudyError
 from evolve.machine import is_gone, process_name, short_name
-from evolve.patience import Patience, Turn, shared_storage
+from evolve.patience import Away, Patience, Turn, shared_storage
 from evolve.record import LEASE
 
 log = logging.getLogger(__name__)
@@ -131,8 +131,7 @@ class Peers:
         return self._patient.turn(self._study._study_id)
 
     def take(self, trial: Trial) -> None:
-        self._ours.add(trial.number)
-        self._write(trial._trial_id)
+        self._claim(trial.number, trial._trial_id)
 
     def renew(self, trials: Iterable[Trial]) -> list[int]:
         self._beat += 1
@@ -160,17 +159,19 @@ class Peers:
     def orphans(self, most: int) -> list[FrozenTrial]:
         running = {trial.number: trial for trial in self._others()}
         stale = self._watch.stale({number: lease_of(t) for number, t in running.items()})[:most]
-        found = []
-        if stale:
+        found: list[FrozenTrial] = []
+        if not stale:
+            return found
+        try:
             with self.turn() as turn:
-                for number in stale:
-                    seen, storage = running[number], self._study._storage
-                    now = storage.get_trial(seen._trial_id)
+                for seen in (running[number] for number in stale):
+                    now = self._study._storage.get_trial(seen._trial_id)
                     if now.state == TrialState.RUNNING and lease_of(now) == lease_of(seen):
                         turn.check()
-                        self._ours.add(number)
-                        self._write(seen._trial_id)
+                        self._claim(now.number, now._trial_id)
                         found.append(now)
+        except Away as error:  # what is ours by now goes on, the rest is looked at again
+            log.debug("no turn: %s", error)
         return found
 
     def busy(self) -> bool:
@@ -179,6 +180,11 @@ class Peers:
     def _others(self) -> list[FrozenTrial]:
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return [trial for trial in running if trial.number not in self._ours]
+
+    def _claim(self, number: int, trial_id: int) -> None:
+        """Make a trial ours; one whose claim got lost is found by its lease that stands still."""
+        self._write(trial_id)
+        self._ours.add(number)
 
     def _write(self, trial_id: int) -> None:
         """Show that a trial of ours is alive, in Optuna's own table of heartbeats too."""
@@ -249,10 +255,13 @@ class Leadership:
             self._study.set_user_attr(LEADER, [self.name, self._beat])
             return
         seen = self._lease()
-        with self._shared.turn(self._study._study_id):
-            if self._lease() != seen:
-                raise StudyError(f"study {self._study.study_name} was taken up by another process")
-            self._study.set_user_attr(LEADER, [self.name, self._beat])
+        while self._lease()[:1] != [self.name]:
+            with suppress(Away), self._shared.turn(self._study._study_id):
+                if self._lease() != seen:
+                    raise StudyError(
+                        f"study {self._study.study_name} was taken up by another process"
+                    )
+                self._study.set_user_attr(LEADER, [self.name, self._beat])
 
     def _lease(self) -> Lease:
         return list(self._study.user_attrs.get(LEADER, []))

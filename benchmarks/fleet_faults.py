@@ -35,16 +35,16 @@ def cut(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         leader = tools.start(folder, "run", prefix=first)
         place = folder / "second"
         joining = ["worker", "--study", tools.NAME, "--storage", server.url, "--workers", "1"]
-        while not _trials(server, first):
+        while not server.complete():
             time.sleep(0.5)
         joined = tools.start(place, *joining, prefix=second)
         try:
             while _ended_by(place) < 5:
                 time.sleep(0.5)
-            before, elsewhere = _trials(server, first), _ended_by(place)
+            before, elsewhere = server.complete() or 0, _ended_by(place)
             _ip("-n", SPACES[0], "link", "set", "veth-a", "down")
             time.sleep(CUT_SECONDS)
-            during = _trials(server, first) - before
+            during = (server.complete() or 0) - before
             silent = _ended_by(place) - elsewhere
             _ip("-n", SPACES[0], "link", "set", "veth-a", "up")
             codes = tools.wait_all([leader, joined], 600.0)
@@ -93,15 +93,6 @@ def _ended_by(place: Path) -> int:
     """Return how many trials a machine has told the end of; its folder shows it."""
     events = place.glob("runs/evolve/*/trials/*/events.jsonl")
     return sum('"event": "ended"' in path.read_text(encoding="utf-8") for path in events)
-
-
-def _trials(server: Postgres, prefix: list[str]) -> int:
-    """Return how many trials are complete, asked within the namespace of the server."""
-    query = "select count(*) from trials where state = 'COMPLETE'"
-    connect = ["-h", server.host, "-p", str(server.port), "-U", "postgres", "-At", "evolve"]
-    command = [*prefix, "psql", *connect, "-c", query]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return int(done.stdout or 0) if done.returncode == 0 else 0
 
 
 def _audit_in(prefix: list[str], tree: dict[str, Any], folder: Path) -> dict[str, Any]:

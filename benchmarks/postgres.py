@@ -75,6 +75,14 @@ class Postgres:
         time.sleep(pause)
         self.start()
 
+    def complete(self) -> int | None:
+        """Return how many trials of all studies are complete; None while the server is away."""
+        query = "select count(*) from trials where state = 'COMPLETE'"
+        connect = ["-h", self.host, "-p", str(self.port), "-U", USER, "-At", DATABASE]
+        command = [*self._prefix, str(self._programs / "psql"), *connect, "-c", query]
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+        return int(done.stdout) if done.returncode == 0 and done.stdout.strip() else None
+
     def _run(self, program: str, *arguments: str, check: bool = True) -> None:
         command = [*self._prefix, str(self._programs / program), *arguments]
         if os.geteuid() == 0:

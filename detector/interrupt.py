@@ -3,6 +3,7 @@
 import logging
 import signal
 import threading
+from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -12,18 +13,21 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopOnSignal:
-    """A context in which the first signal sets `asked`; the second one interrupts at once.
+    """A context in which the first of the `signals` sets `asked`; the second interrupts at once.
 
-    In another thread than the main one signals cannot be caught, and nothing changes.
+    With `once` a second one changes nothing: a host that ends may send it twice. In another
+    thread than the main one signals cannot be caught, and nothing changes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signals: Sequence[signal.Signals] = SIGNALS, *, once: bool = False) -> None:
         self.asked = False
+        self._once = once
+        self._signals = signals
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopOnSignal":
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in self._signals:
                 self._before[number] = signal.signal(number, self._catch)
         return self
 
@@ -37,6 +41,8 @@ class StopOnSignal:
             signal.signal(number, handler)
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and self._once:
+            return
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True

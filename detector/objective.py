@@ -22,10 +22,10 @@ from detector.distributed import choose_device
 from detector.errors import ConfigError
 from detector.evaluate import evaluate as evaluate_checkpoint
 from detector.finding import Settings
+from detector.guest import train_guest
 from detector.memory import keep_freed_memory
 from detector.metrics import METRIC_NAMES, fitness
 from detector.models import build_model
-from detector.train import train
 
 # The hyperparameters and settings that activity rules read: numbers, and names to choose from.
 RULE_GENES = ("mosaic", "mixup", "no_aug_epochs", "ema_decay", "warmup_epochs", "epochs", "xywh")
@@ -50,6 +50,7 @@ class Context(Protocol):
 def evaluate(params: Mapping[str, Any], context: Context) -> dict[str, float]:
     """Train with `params` and return the metrics of the last epoch's averaged weights.
 
+    Several devices train together, a process each.
     `parameters` and `gflops` stand beside them, and `latency_ms` if `context.wanted` names it.
     If `context.wanted` has `test/`, the same metrics of the test split stand there as well, named
     `test/mAP50-95` and so on. Goes on from `weights/last.pt` in the context's directory if an
@@ -62,7 +63,8 @@ def evaluate(params: Mapping[str, Any], context: Context) -> dict[str, float]:
     config, hyp = resolve({**params, **own})
     if not config.validate:
         raise ConfigError("validate=False leaves a search without a fitness")
-    result = train(config, hyp, context.directory, report=context.report, resume=True)
+    place = (context.directory, context.devices, context.threads)
+    result = train_guest(config, hyp, *place, report=context.report)
     costs = _costs(result.best_checkpoint, config, context)
     return {**result.metrics, **costs, **_held_out(config, context)}
 

@@ -149,7 +149,7 @@ def detector_row(name: str) -> int:
             "preview",
         ),
         ("train",),
-        ("train_command",),
+        ("train_command", "guest"),
         ("objective",),
     )
     return next(index for index, row in enumerate(rows) if name in row)

@@ -137,3 +137,26 @@ def idle_gene(params: dict[str, Any], context: Any) -> dict[str, float]:
         if context.report(epoch, {"fitness": float(params["x"])}):
             break
     return {"fitness": float(params["x"])}
+
+
+def hanging(params: dict[str, Any], context: Any) -> dict[str, float]:
+    """The hill; trial 1 hangs in its first attempt, trial 2 in every one after a report."""
+    number = context.directory.name
+    if number == "1" and context.attempt == 1:
+        time.sleep(60)
+    while number == "2":
+        context.report(0, {"fitness": 0.1})
+        time.sleep(0.05)
+    return quadratic(params, context)
+
+
+def greedy(params: dict[str, Any], context: Any) -> dict[str, float]:
+    """The hill; trial 2 has no memory as long as another trial runs; all say when they run."""
+    with Path("times.txt").open("a") as file:
+        file.write(f"{context.directory.name} {time.monotonic()} begin\n")
+    time.sleep(0.3)
+    if context.directory.name == "2" and context.attempt == 1:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+    with Path("times.txt").open("a") as file:
+        file.write(f"{context.directory.name} {time.monotonic()} end\n")
+    return quadratic(params, context)

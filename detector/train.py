@@ -244,7 +244,7 @@ def train(
             add_up([*gradients, *sums.values()])  # over all ranks
             scaler.unscale_(optimizer)
             # One division for the whole step: k micro-batches on r ranks give one batch's gradient.
-            # A batch that is the step alone had its loss divided: one number instead of all weights.
+            # Of a batch that is the step alone the loss was divided: one number, not all weights.
             positives = sums.pop("positives").clamp(min=1)
             if not alone:
                 torch._foreach_div_(gradients, positives)

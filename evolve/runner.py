@@ -17,6 +17,7 @@ from evolve.display import Display
 from evolve.errors import ConfigError, RunFailed
 from evolve.failures import Failures, out_of_memory
 from evolve.front import objective_values
+from evolve.held_out import HELD_OUT
 from evolve.jobs import Death, Job, Outcome, Pool, Report
 from evolve.keep import Weights
 from evolve.limits import constraints
@@ -229,7 +230,9 @@ class Runner:
         live.began = live.sign = time.monotonic()
         params = self.problem.params(trial.params)
         seed = trial.user_attrs["seed"]
-        job = Job(trial.number, params, seed, str(directory), attempt, self.config.wanted)
+        repeats = trial.user_attrs.get("kind") == CONFIRM
+        wanted = (*self.config.wanted, *((HELD_OUT,) if repeats else ()))
+        job = Job(trial.number, params, seed, str(directory), attempt, wanted)
         worker = self._pool.submit(job, live.alone)
         trial.set_user_attr("worker", worker)
         if self.gpus:

@@ -395,6 +395,21 @@ def test_hours_end_a_search_and_confirming_comes_on_top(write_study: WriteStudy)
     assert f"the search ended: {more} of {more} generations" in text
 
 
+def test_repeats_alone_are_measured_on_the_test_split(write_study: WriteStudy) -> None:
+    write_study("held_out", confirm={"finalists": 1, "seeds": 2}, generations=4)
+    summary, _ = run()
+    trials = load_study(load_config("evolve.yaml")).get_trials()
+    tested = [t.user_attrs["kind"] for t in trials if "test/fitness" in t.user_attrs["metrics"]]
+    assert tested == ["confirm"] * 4
+    assert summary.held_out is not None
+    assert summary.held_out.gain.mean == pytest.approx(summary.verdict.gain.mean)  # equal seeds
+    for value in summary.held_out.recommended.values():
+        assert value == pytest.approx(summary.verdict.recommended.mean - 0.1, abs=0.0061)
+    text = result_text(load_config("evolve.yaml"), summary, {"x": 0.1, "y": 0.9})
+    assert "on the test split: fitness" in text
+    assert "# on the test split: fitness" in Path("hyp/best.yaml").read_text()
+
+
 def test_a_sampler_may_end_the_search(write_study: WriteStudy) -> None:
     Path("tired.py").write_text(TIRED)
     sys.path.insert(0, str(Path.cwd()))

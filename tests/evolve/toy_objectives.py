@@ -21,6 +21,14 @@ def noisy(params: dict[str, Any], context: Any) -> dict[str, float]:
     return {"score": hill, "luck": (context.seed % 1000) / 1000.0}
 
 
+def held_out(params: dict[str, Any], context: Any) -> dict[str, float]:
+    """The hill; on the test split, where that is asked for, it is a tenth lower and noisy."""
+    hill = quadratic(params, context)["fitness"]
+    if "test/" not in context.wanted:
+        return {"fitness": hill}
+    return {"fitness": hill, "test/fitness": hill - 0.1 + (context.seed % 7) / 1000}
+
+
 def slow(params: dict[str, Any], context: Any) -> dict[str, float]:
     """The hill, 0.2 s later."""
     time.sleep(0.2)

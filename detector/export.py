@@ -118,7 +118,7 @@ def export(
     job = ExportJob(
         loaded=loaded,
         imgsz=check_size(loaded.imgsz if imgsz is None else imgsz, loaded),
-        folder=make_folder(loaded.path.parent if out is None else Path(out)),
+        folder=loaded.path.parent if out is None else Path(out),
         dynamic=dynamic,
         opset=opset,
         precision=precision,
@@ -126,8 +126,12 @@ def export(
         nms=rule,
         engines=wish,
     )
+    calibration = calibration_images(job) if precision == "int8" else None
+    make_folder(job.folder)
     darknet = [_export_darknet(job)] if "darknet" in (wanted or ()) else []
-    return darknet if wanted == ("darknet",) else _export_graph(job, wanted, darknet)
+    if wanted == ("darknet",):
+        return darknet
+    return _export_graph(job, wanted, calibration, darknet)
 
 
 def _require_packages(wanted: tuple[str, ...] | None) -> None:
@@ -141,10 +145,12 @@ def _require_packages(wanted: tuple[str, ...] | None) -> None:
 
 
 def _export_graph(
-    job: ExportJob, wanted: tuple[str, ...] | None, darknet: list[ExportedFile]
+    job: ExportJob,
+    wanted: tuple[str, ...] | None,
+    calibration: Tensor | None,
+    darknet: list[ExportedFile],
 ) -> list[ExportedFile]:
     """Write the ONNX file and all that is made from its graph; return these and `darknet`."""
-    calibration = calibration_images(job) if job.precision == "int8" else None
     metadata = describe(job.loaded, job.imgsz, job.precision)
     if job.nms:
         metadata |= {"nms": job.nms.facts(), "output_layout": graph_nms.LAYOUT}
@@ -200,15 +206,13 @@ def _export_onnx(
 
 
 def _export_runtime(job: ExportJob, name: str, request: Request) -> ExportedFile:
-    """Write the files of another runtime; those that disagree with the checkpoint are removed."""
-    path, *others = CONVERTERS[name](request)
-    try:
+    """Write the files of another runtime, all of them or, if they disagree, none."""
+    with tempfile.TemporaryDirectory(dir=job.folder, prefix=".export-") as folder:
+        place = Path(folder) / request.target.name
+        path, *others = CONVERTERS[name](dataclasses.replace(request, target=place))
         difference = _compare(job, path, path.name)
-    except BaseException:
-        for file in (path, *others):
-            file.unlink(missing_ok=True)
-        raise
-    return ExportedFile(path, name, others[0] if others else None, difference)
+        written = [file.replace(job.folder / file.name) for file in (*others, path)]
+    return ExportedFile(written[-1], name, written[0] if others else None, difference)
 
 
 def _compare(job: ExportJob, path: Path, what: str) -> Difference:

@@ -11,10 +11,10 @@ from detector import engine
 from detector.checkpoint import LoadedModel
 from detector.decode import DECODERS
 from detector.engine_wish import EngineWish
-from detector.errors import ConfigError
+from detector.errors import ConfigError, UserError
 from detector.graph_nms import GraphNms, refuse_formats
 from detector.models.channels import in_convention
-from detector.parity import letterboxed, pictures_of
+from detector.parity import letterboxed, read_pictures
 from detector.precision import CALIBRATION_IMAGES, PRECISIONS
 from detector.runtimes import CONVERTERS
 from detector.runtimes import PRECISIONS as RUNTIME_PRECISIONS
@@ -102,14 +102,18 @@ def check_nms(
 
 
 def calibration_images(job: ExportJob) -> Tensor:
-    """Return letterboxed training images (K, 3, H, W) to calibrate int8 on."""
+    """Return letterboxed training images (K, 3, H, W) to calibrate int8 on.
+
+    Raises: ConfigError: there are none, and why.
+    """
     data = job.data or str((job.loaded.meta.get("config") or {}).get("data") or "")
     hint = "name a data set of like images with --data"
     if not data:
         raise ConfigError(f"int8: {job.loaded.path} does not say what it was trained on: {hint}")
-    pictures = pictures_of(data, "train", CALIBRATION_IMAGES)
-    if not pictures:
-        raise ConfigError(f"int8: the training images of {data} are not here: {hint}")
+    try:
+        pictures = read_pictures(data, "train", CALIBRATION_IMAGES)
+    except UserError as error:
+        raise ConfigError(f"int8: no images to calibrate on ({error}): {hint}") from error
     return in_convention(letterboxed(pictures, job.imgsz), str(job.loaded.model.input_convention))
 
 

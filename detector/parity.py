@@ -22,7 +22,7 @@ from detector.checkpoint import LoadedModel
 from detector.data import layout
 from detector.data.description import load_data, read_split
 from detector.data.images import read_image
-from detector.errors import UserError
+from detector.errors import DataError, UserError
 from detector.graph_nms import GraphNms
 
 SURE = 0.25  # score from which a prediction is taken for an object
@@ -196,14 +196,24 @@ def own_data(loaded: LoadedModel) -> str | None:
 def pictures_of(source: str, split: str, count: int) -> list[np.ndarray]:
     """Return up to `count` pictures of a data set; none when it is not here or damaged."""
     try:
-        description = layout.find_description(Path(source))
-        if not _images_are_here(description):
-            return []
-        samples = read_split(load_data(description), split)
-        return [read_image(sample.path) for sample in samples[:count]]
+        return read_pictures(source, split, count)
     except UserError as error:
         log.info("no pictures of %s: %s", source, error)
         return []
+
+
+def read_pictures(source: str, split: str, count: int) -> list[np.ndarray]:
+    """Return up to `count` pictures of a data set, which is not downloaded for it.
+
+    Raises: UserError: it is not on this machine, damaged or empty.
+    """
+    description = layout.find_description(Path(source))
+    if not _images_are_here(description):
+        raise DataError(f"{source}: its images are not on this machine")
+    samples = read_split(load_data(description), split)
+    if not samples:
+        raise DataError(f"{source}: its split {split} has no images")
+    return [read_image(sample.path) for sample in samples[:count]]
 
 
 def _images_are_here(description: Path) -> bool:

@@ -1,5 +1,6 @@
 import json
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from detector import engine, onnx_graph
+from detector import engine, onnx_graph, precision
 from detector.backends import load_backend
 from detector.checkpoint import load_model, model_content, save_checkpoint
 from detector.decode import decode
@@ -15,6 +16,7 @@ from detector.errors import CheckpointError, ConfigError, MissingPackageError
 from detector.export import EngineNotBuilt, check_formats, export, main
 from detector.export_job import FORMATS
 from detector.models import build_model
+from detector.runtimes import CONVERTERS, Request
 
 NAMES = ("circle", "square", "Dreieck ü")
 SIZE = 64
@@ -367,3 +369,73 @@ def test_other_runtimes_are_compared_too(checkpoint: Path, tmp_path: Path) -> No
     _, file = export(checkpoint, "onnx,torchscript", out=tmp_path)
     assert (file.format, file.path.name) == ("torchscript", "pico.torchscript")
     assert file.difference is not None and file.difference.box_px < 1e-3
+
+
+# ---- int8
+
+
+@pytest.fixture
+def drawn_data(tmp_path: Path) -> Path:
+    path = tmp_path / "shapes.yaml"
+    path.write_text("format: shapes\ntrain: 3\nval: 2\nsize: 64\n")
+    return path
+
+
+@pytest.mark.usefixtures("traced")
+def test_an_interrupted_int8_export_leaves_nothing(
+    checkpoint: Path,
+    drawn_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(self: object, names: object) -> float:
+        raise KeyboardInterrupt  # in the middle of the search for layers
+
+    monkeypatch.setattr(precision._Switched, "harm", interrupt)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    argv = ["--weights", str(checkpoint), "--format", "onnx", "--int8", "--data", str(drawn_data)]
+    assert main([*argv, "--out", str(tmp_path / "out")]) == 130
+    assert "interrupted\n" in capsys.readouterr().err
+    for folder in ("out", "here", "temporary"):
+        assert list((tmp_path / folder).iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["empty", "missing"])
+def test_nothing_to_calibrate_on_is_one_line(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    for folder in ("images/train", "images/val"):
+        (tmp_path / folder).mkdir(parents=True)
+    data = tmp_path / f"{what}.yaml"
+    (tmp_path / "empty.yaml").write_text(
+        "path: .\ntrain: images/train\nval: images/val\nnames: [a]\n"
+    )
+    argv = ["--weights", str(checkpoint), "--format", "onnx", "--int8", "--data", str(data)]
+    assert main([*argv, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    reason = {"empty": "images/train: no images", "missing": "missing.yaml: no such data set"}
+    assert error.startswith("error: int8: no images to calibrate on (") and error.count("\n") == 1
+    assert reason[what] in error and "name a data set of like images with --data" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("traced")
+def test_an_interrupted_conversion_keeps_what_was_there(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pico.torchscript").write_text("older")
+
+    def interrupt(request: Request) -> list[Path]:
+        request.file("torchscript").write_text("half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(CONVERTERS, "torchscript", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export(checkpoint, "torchscript", out=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pico.onnx", "pico.torchscript"]
+    assert (tmp_path / "pico.torchscript").read_text() == "older"

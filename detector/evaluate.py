@@ -285,6 +285,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
+    for folder in (options.save_voc, options.plots, options.save_json):
+        if folder:  # before the work: what cannot be written is known now
+            _make(Path(folder).parent if folder == options.save_json else Path(folder))
     weights = options.weights
     if options.runtime:
         weights = load_backend(weights, runtime=options.runtime)
@@ -305,6 +308,13 @@ def _evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     if not options.json:
         print(table(report))
     return report
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be created: {error.strerror}") from error
 
 
 if __name__ == "__main__":

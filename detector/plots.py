@@ -281,5 +281,8 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, picture: str | Path) -> None:
-    Path(picture).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=110, format="png")
+    try:
+        Path(picture).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(picture, dpi=110, format="png")
+    except OSError as error:
+        raise DataError(f"{picture}: cannot be written: {error.strerror}") from error

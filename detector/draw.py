@@ -23,6 +23,7 @@ BACKGROUND = (255, 255, 255)
 INK = (40, 40, 40)
 MAX_COVERED = 0.25  # of a picture by labels
 SMALL = 3  # an object of less than so many times a label's area would be hidden by one
+SMALLEST = 0.4  # size of OpenCV's font: 9 pixels
 EDGE = 3  # pixels of an object's border that a label may touch
 MAX_LEGEND = 24  # classes
 QUALITY = 88  # of a JPEG
@@ -67,9 +68,9 @@ def draw_detections(
 ) -> np.ndarray:
     """Return a copy of `image` with boxes (n, 4), labelled `name 0.87`, or `name` without scores.
 
-    Lines and text grow with the image. Labels stay inside it and never overlap: the highest score
-    gets the best place, and what finds no place, or comes after labels that cover `MAX_COVERED` of
-    a small picture, has a box only.
+    Lines and text grow with the image, text less where the objects are small. Labels stay inside
+    it and never overlap: the highest score gets the best place, and what finds no place, or comes
+    after labels that cover `MAX_COVERED` of a small picture, has a box only.
     """
     canvas = np.ascontiguousarray(image).copy()
     size = canvas.shape[:2]
@@ -81,6 +82,9 @@ def draw_detections(
         cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, line)
     texts = [names[int(labels[i])] + ("" if scores is None else f" {scores[i]:.2f}") for i in order]
     style = _Style.for_image(size)
+    if texts:
+        widths = [style.size(text)[1] for text in texts]
+        style = style.narrowed(np.median([x2 - x1 for x1, _, x2, _ in corners]) / np.median(widths))
     plates = [style.size(text) for text in texts]
     covered = np.cumsum([height * width for height, width in plates])
     shown = max(1, int(np.sum(covered <= MAX_COVERED * size[0] * size[1])))
@@ -108,8 +112,15 @@ class _Style:
 
     @classmethod
     def for_image(cls, size: tuple[int, int]) -> "_Style":
-        scale = float(np.clip((size[0] + size[1]) / 2600, 0.4, 2.5))
+        return cls._scaled(float(np.clip((size[0] + size[1]) / 2600, SMALLEST, 2.5)))
+
+    @classmethod
+    def _scaled(cls, scale: float) -> "_Style":
         return cls(scale, max(1, round(scale)), max(2, round(4 * scale)))
+
+    def narrowed(self, ratio: float) -> "_Style":
+        """Return smaller text if labels are wider than objects, which are `ratio` times as wide."""
+        return self._scaled(max(SMALLEST, self.scale * float(np.clip(ratio, 0.5, 1))))
 
     def size(self, text: str) -> tuple[int, int]:
         """Return the (height, width) of the label's plate."""

@@ -61,6 +61,15 @@ def test_lines_grow_with_the_image() -> None:
     assert (scaled[16 * 60] == colour).all(axis=1).sum() >= 16
 
 
+def test_text_is_smaller_where_the_objects_of_a_large_picture_are() -> None:
+    def label_height(side: float) -> int:
+        box = np.array([[1000.0, 1000.0, 1000 + side, 1000 + side]])
+        drawn = draw_detections(gray(3000, 3000), box, FIRST, np.array([0.5]), NAMES)
+        return 1000 - int(np.flatnonzero((drawn != 114).any(axis=(1, 2))).min())
+
+    assert 0.4 * label_height(900) < label_height(40) < 0.7 * label_height(900)
+
+
 def test_read_only_and_flipped_images_are_fine() -> None:
     image = gray(100, 120)
     image.flags.writeable = False

@@ -55,9 +55,11 @@ def cut(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     whole = found["complete"] == CUT_TRIALS and not (
         found["unfinished"] or found["failed"] or found["record"]
     )
-    passed = whole and codes == [0, 0] and during > 10 and silent <= 1 and after > 5
+    taken = found["attempts"] - found["trials"]  # what the second machine was at
+    passed = whole and codes == [0, 0] and during > 10 and silent <= 1 and after > 5 and taken > 0
     said = {} if passed else {"log": tools.log_of(folder), "second": tools.log_of(place)}
     counts = {"during_the_cut": during, "of_the_second_meanwhile": silent, "after": after}
+    counts["taken_over"] = taken
     return {"passed": passed, "asked": CUT_TRIALS, "codes": codes, **counts, **found, **said}
 
 

@@ -31,7 +31,12 @@ Clock = Callable[[], float]
 
 
 class Company(Protocol):
-    """Those who run trials of a study beside us."""
+    """Those who run trials of a study beside us.
+
+    `orphaned`: the last look saw trials without a living owner that were not taken over.
+    """
+
+    orphaned: bool
 
     def turn(self) -> Any:
         """Return a context in which nobody else begins trials; it gives a Turn."""
@@ -57,6 +62,8 @@ class Company(Protocol):
 
 class Alone:
     """One process owns the study: whatever runs when it begins was left by a dead one."""
+
+    orphaned = False
 
     def __init__(self, study: Study) -> None:
         self._study = study
@@ -126,6 +133,7 @@ class Peers:
         self._beat = 0
         self._watch = Watch(length, now)
         self._ours: set[int] = set()
+        self.orphaned = False
 
     def turn(self) -> Any:
         return self._patient.turn(self._study._study_id)
@@ -158,7 +166,9 @@ class Peers:
 
     def orphans(self, most: int) -> list[FrozenTrial]:
         running = {trial.number: trial for trial in self._others()}
-        stale = self._watch.stale({number: lease_of(t) for number, t in running.items()})[:most]
+        every = self._watch.stale({number: lease_of(t) for number, t in running.items()})
+        stale = every[:most]
+        self.orphaned = len(every) > len(stale)
         found: list[FrozenTrial] = []
         if not stale:
             return found

@@ -101,7 +101,7 @@ class Runner:
 
     def reopen(self) -> None:
         """Take up the trials that an earlier run of the study, or another process, left running."""
-        for frozen in self.company.orphans(max(1, self._pool.size - len(self._waiting))):
+        for frozen in self.company.orphans(max(0, self._pool.free - len(self._waiting))):
             if frozen.number not in self._live:
                 self._waiting.append(self._complete(Trial(self.study, frozen._trial_id)))
                 self._display.notice(f"trial {frozen.number} goes on")
@@ -163,6 +163,10 @@ class Runner:
                 continue
             if self._paused:
                 return True
+            if self.company.orphaned:  # what was begun goes before what is new
+                self.reopen()
+                if self._waiting:
+                    continue
             began = time.monotonic()
             try:
                 with self.company.turn() as turn:
@@ -194,8 +198,8 @@ class Runner:
             held = [*self._live.values(), *self._waiting]
             for number in self.company.renew([live.trial for live in held]):
                 self._drop(number)
-        if self._adopting.due() and self._pool.free and not self._paused:
-            self.reopen()
+        if self._adopting.due():
+            self.reopen()  # at least looks for leases that stand still
         if self._saving.due():
             self._note_times()
             save()

@@ -94,8 +94,11 @@ def test_what_is_given_back_or_left_by_a_dead_process_of_this_host_goes_on_at_on
     owner.take(given)
     late.take(left)
     owner.release([given])
+    assert other.orphans(0) == [] and other.orphaned  # seen, and taken once there is room
     assert [trial.number for trial in other.orphans(1)] == [0]  # no more than asked for
+    assert other.orphaned
     assert [trial.number for trial in other.orphans(9)] == [1]
+    assert not other.orphaned
 
 
 def test_a_trial_without_any_owner_is_found_too(

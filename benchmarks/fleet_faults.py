@@ -136,7 +136,8 @@ def on_ray(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     whole = found["complete"] == RAY_TRIALS and not (
         found["unfinished"] or found["failed"] or found["record"]
     )
-    passed = whole and code == 0 and clean["running_tasks_after"] == 0
+    passed = whole and code == 0 and clean["interrupt_code"] == 130
+    passed &= clean["running_tasks_after"] == 0
     said = {} if passed else {"log": tools.log_of(folder)}
     return {"passed": passed, "asked": RAY_TRIALS, "code": code, **found, **clean, **said}
 
@@ -161,7 +162,8 @@ def _interrupted_cleanly(folder: Path, address: str) -> dict[str, Any]:
         time.sleep(0.5)
     busy = whole - ray.available_resources().get("CPU", 0.0)
     ray.shutdown()
-    return {
+    said = {} if code == 130 else {"interrupt_log": tools.log_of(folder)}
+    return said | {
         "interrupt_code": code,
         "interrupt_seconds": round(took, 1),
         "running_tasks_after": int(busy),

@@ -13,13 +13,13 @@ from evolve.command_line import (
     add_command,
     config_of,
     count,
-    interruptible,
     notice,
     opened,
     quiet_optuna,
     show,
     width,
 )
+from evolve.interrupt import interruptible
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,11 +12,11 @@ from evolve.command_line import (
     add_command,
     config_of,
     count,
-    interruptible,
     opened,
     quiet_optuna,
     show,
 )
+from evolve.interrupt import interruptible
 
 if TYPE_CHECKING:  # a spawned worker imports this file again, and needs none of it
     from evolve.config import StudyConfig

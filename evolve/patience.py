@@ -27,6 +27,7 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 
+from evolve.interrupt import INTERRUPTS
 from evolve.trial_rows import RowStorage
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,8 @@ class Patience:
         began, pause = time.monotonic(), FIRST_PAUSE
         while True:
             try:
-                found = call()
+                with INTERRUPTS.kept():
+                    found = call()
             except Exception as error:
                 if not self._waits_for(error):
                     raise
@@ -171,7 +173,8 @@ class PatientStorage(Patience, RowStorage):
             yield Turn(lambda: None)
             return
         with self.waited(self.engine.connect) as connection:
-            unlock = _lock(connection, study_id)
+            with INTERRUPTS.kept():
+                unlock = _lock(connection, study_id)
             self._turn = threading.get_ident()
             try:
                 yield Turn(lambda: self.waited(lambda: connection.execute(text("SELECT 1"))))

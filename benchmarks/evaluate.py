@@ -26,6 +26,7 @@ import torch
 from detector.boxes import Detections
 from detector.checkpoint import load_model
 from detector.data.description import load_data, read_split
+from detector.data.images import read_image
 from detector.data.sample import Sample
 from detector.decode import decode, select
 from detector.evaluate import measure
@@ -34,8 +35,10 @@ from detector.looking import Looker
 from detector.matching import Judged, Prediction, Truth, judge_all
 from detector.metrics import evaluate_detections, measure_judged
 from detector.models.channels import in_convention
+from detector.predict import predict
 from detector.resampling import Resampler
 from detector.scorecard import truth_of
+from detector.tiling import Tiles
 from detector.voc_metrics import evaluate_voc
 
 RESULTS = Path(__file__).parent / "results"
@@ -193,6 +196,34 @@ def compare_ways(weights: str, data: str) -> Iterator[dict[str, Any]]:
         yield {"way": name, **summary, "network_ms": cost["network"], "nms_ms": cost["NMS"]}
 
 
+def collages(samples: list[Sample], side: int = 4) -> Iterator[tuple[np.ndarray, Truth]]:
+    """Yield pictures of `side` x `side` photos of one size, each as large as on disk."""
+    height, width = samples[0].size
+    alike = [sample for sample in samples if sample.size == (height, width)]
+    for start in range(0, len(alike) - side * side + 1, side * side):
+        canvas = np.zeros((side * height, side * width, 3), np.uint8)
+        boxes, labels = [], []
+        for place, sample in enumerate(alike[start : start + side * side]):
+            y, x = place // side * height, place % side * width
+            canvas[y : y + height, x : x + width] = read_image(sample.path)
+            boxes.append(sample.boxes + np.array([x, y, x, y], np.float32))
+            labels.append(sample.labels)
+        yield canvas, Truth(np.concatenate(boxes), np.concatenate(labels))
+
+
+def compare_tiles(weights: str, samples: list[Sample], num_classes: int) -> list[dict[str, Any]]:
+    """Return the accuracy on collages of 16 photos, whole and in tiles of a photo's width."""
+    pictures, truths = zip(*collages(samples), strict=True)
+    settings = Settings(conf=0.001, max_det=3000, batch=8)
+    rows = []
+    for side in (0, samples[0].size[1]):
+        results = predict(weights, list(pictures), "cpu", settings, tiles=Tiles(side, 0.3))
+        found = [Prediction(one.boxes, one.scores, one.labels) for one in results]
+        metrics = evaluate_detections(truths, found, num_classes, max_det=1000)
+        rows.append({"tile": side, "pictures": len(pictures), **metrics.summary()})
+    return rows
+
+
 # ---- report
 
 
@@ -218,6 +249,11 @@ def as_text(report: dict[str, Any]) -> str:
         lines.append(
             f"| {row['way']} | {numbers} | {row['network_ms']:.0f} | {row['nms_ms']:.1f} |"
         )
+    lines += ["", f"{report['tiles'][0]['pictures']} collages of 16 photos, `predict --tile`:", ""]
+    lines += ["| tile | mAP50-95 | mAP50 | F1 |", "|---|---|---|---|"]
+    for row in report["tiles"]:
+        numbers = " | ".join(f"{row[key]:.3f}" for key in ("mAP50-95", "mAP50", "F1"))
+        lines.append(f"| {row['tile'] or 'whole'} | {numbers} |")
     lines += ["", *(f"- {line}" for line in report["verdicts"])]
     return "\n".join(lines) + "\n"
 
@@ -233,7 +269,8 @@ def main() -> None:
     logging.basicConfig(level=logging.ERROR)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    samples = read_split(load_data(options.data), "val")
+    data = load_data(options.data)
+    samples = read_split(data, "val")
     stages = time_stages(options.weights, samples, options.rounds)
     metrics = time_metrics(options.rounds, options.peer)
     slowest = metrics["with the twelve numbers of COCO"]
@@ -256,6 +293,7 @@ def main() -> None:
         "metrics": metrics,
         "stages": stages,
         "ways": list(compare_ways(options.weights, options.data)),
+        "tiles": compare_tiles(options.weights, samples, data.num_classes),
         "verdicts": verdicts,
     }
     RESULTS.mkdir(exist_ok=True)

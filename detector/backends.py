@@ -172,7 +172,8 @@ def _load_onnx(path: Path, threads: int | None) -> Backend:
     texts = session.get_modelmeta().custom_metadata_map
     metadata = {key: plain(text) for key, text in texts.items()}
     most = batch if isinstance(batch, int) else None
-    return _described(path, runtimes.Loaded(metadata, run, most), rows)
+    adjustable = bool(session.get_overridable_initializers())
+    return _described(path, runtimes.Loaded(metadata, run, most), rows if adjustable else None)
 
 
 def onnxruntime() -> Any:

@@ -30,12 +30,12 @@ from detector.export_job import (
     DEFAULT_OPSET,
     ExportJob,
     calibration_images,
-    check_dense,
     check_formats,
     check_nms,
     check_precision,
     check_size,
     make_folder,
+    selects_itself,
 )
 from detector.export_options import build_parser, request_of
 from detector.files import write_whole
@@ -52,6 +52,7 @@ from detector.parity import (
 )
 from detector.precision import to_fp16, to_int8, with_7_bit_weights
 from detector.runtimes import CONVERTERS, REQUIRE, Request
+from detector.torchvision_family import set_thresholds
 
 NO_ENGINE = (
     "neither tensorrt nor tensorrt_rtx can be imported, so there is no engine: "
@@ -114,7 +115,8 @@ def export(
     wish = engines or EngineWish()
     engine.check_wish(wish, [engine.first_available() or ""] if wanted is None else wanted, dynamic)
     _require_packages(wanted)
-    loaded = check_dense(load_model(weights))
+    loaded = load_model(weights)
+    selected = selects_itself(loaded, wanted, dynamic, precision)
     job = ExportJob(
         loaded=loaded,
         imgsz=check_size(loaded.imgsz if imgsz is None else imgsz, loaded),
@@ -123,7 +125,7 @@ def export(
         opset=opset,
         precision=precision,
         data=data,
-        nms=rule,
+        nms=rule or (GraphNms() if selected else None),
         engines=wish,
     )
     calibration = calibration_images(job) if precision == "int8" else None
@@ -131,6 +133,8 @@ def export(
     darknet = [_export_darknet(job)] if "darknet" in (wanted or ()) else []
     if wanted == ("darknet",):
         return darknet
+    if selected:
+        return [_export_selected(job)]
     return _export_graph(job, wanted, calibration, darknet)
 
 
@@ -178,6 +182,24 @@ def _export_graph(
     if refused:
         raise EngineNotBuilt(f"{'; '.join(refused)}; {file.path} was written", files)
     return files
+
+
+def _export_selected(job: ExportJob) -> ExportedFile:
+    """Write the ONNX file of a network that selects its detections itself, with its thresholds."""
+    assert job.nms is not None
+    network, rule = job.loaded.model, job.nms
+    set_thresholds(network, rule.conf, rule.iou, rule.max_det)
+    graph = onnx_graph.trace_selected(network, job.imgsz, job.opset, rule.max_det)
+    own = {**dataclasses.asdict(rule), "kind": "the network's own"}
+    facts = describe(job.loaded, job.imgsz, job.precision)
+    facts |= {"nms": own, "output_layout": graph_nms.OWN_LAYOUT}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "compared.onnx"
+        path.write_bytes(onnx_graph.with_metadata(graph, facts))
+        difference = _compare(job, path, "the ONNX graph")
+    facts["difference"] = dataclasses.asdict(difference)
+    write_whole(job.target("onnx"), onnx_graph.with_metadata(graph, facts))
+    return ExportedFile(job.target("onnx"), "onnx", None, difference)
 
 
 def _export_onnx(

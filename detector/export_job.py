@@ -14,6 +14,7 @@ from detector.engine_wish import EngineWish
 from detector.errors import ConfigError, UserError
 from detector.graph_nms import GraphNms, refuse_formats
 from detector.models.channels import in_convention
+from detector.models.torchvision import STRIDE
 from detector.parity import letterboxed, read_pictures
 from detector.precision import CALIBRATION_IMAGES, PRECISIONS
 from detector.runtimes import CONVERTERS
@@ -118,7 +119,7 @@ def calibration_images(job: ExportJob) -> Tensor:
 
 
 def check_size(imgsz: int, loaded: LoadedModel) -> int:
-    stride = max(loaded.model.strides)
+    stride = max(getattr(loaded.model, "strides", (STRIDE,)))
     if imgsz < stride or imgsz % stride:
         nearest = max(1, round(imgsz / stride)) * stride
         raise ConfigError(
@@ -127,14 +128,23 @@ def check_size(imgsz: int, loaded: LoadedModel) -> int:
     return imgsz
 
 
-def check_dense(loaded: LoadedModel) -> LoadedModel:
-    """Raise ConfigError for a network that selects its detections itself: nothing to decode."""
-    if loaded.model.family not in DECODERS:
-        raise ConfigError(
-            f"{loaded.path}: {loaded.model.name} cannot be exported, because its selection of "
-            f"detections cannot be traced; these can: {', '.join(DECODERS)}"
-        )
-    return loaded
+def selects_itself(
+    loaded: LoadedModel, formats: Sequence[str] | None, dynamic: bool, precision: str
+) -> bool:
+    """Tell whether a network selects its detections itself, as torchvision's do.
+
+    Raises: ConfigError: it does, and is asked for in another form than the one that there is.
+    """
+    if loaded.model.family in DECODERS:
+        return False
+    name = f"{loaded.path}: {loaded.model.name} selects its detections itself"
+    if formats is None or set(formats) != {"onnx"}:
+        raise ConfigError(f"{name}: it can be exported with --format onnx only")
+    if dynamic:
+        raise ConfigError(f"{name}: its graph is for one image, not --dynamic")
+    if precision != "fp32":
+        raise ConfigError(f"{name}: it can be exported in fp32 only, not in {precision}")
+    return True
 
 
 def make_folder(folder: Path) -> Path:

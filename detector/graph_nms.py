@@ -30,6 +30,12 @@ LAYOUT = {
 }
 
 
+OWN_LAYOUT = {  # of a network that selects its detections itself
+    **LAYOUT,
+    "score": "the network's own; best score first",
+}
+
+
 @dataclass(frozen=True)
 class GraphNms:
     """Thresholds of the NMS in a graph. Raises: ConfigError for values out of range."""

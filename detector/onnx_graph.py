@@ -34,6 +34,23 @@ class DecodedModel(nn.Module):
         return decode(self.model, self.model(images))
 
 
+class SelectedModel(nn.Module):
+    """A network that selects its detections itself: one image -> rows (1, D, 6), see graph_nms."""
+
+    def __init__(self, model: nn.Module, rows: int) -> None:
+        super().__init__()
+        self.model, self.rows = model, rows
+
+    def forward(self, images: Tensor) -> Tensor:
+        (found,) = self.model(images)
+        labels = found["labels"][:, None].float() - 1  # 0 is the background
+        table = torch.cat((found["boxes"].float(), found["scores"][:, None].float(), labels), dim=1)
+        table = table[found["labels"] > 0]
+        unused = torch.zeros(self.rows, 6)
+        unused[:, 5] = -1
+        return torch.cat((table, unused))[None, : self.rows]
+
+
 def require_packages() -> None:
     """Import what writing an ONNX file needs, so that nothing starts that cannot end.
 
@@ -63,12 +80,30 @@ def trace(model: nn.Module, imgsz: int, opset: int, dynamic: bool) -> bytes:
     7 to 11 s, and after slimming both graphs have the same nodes. Its notes about deprecation and
     traced constants are kept from the user: the caller compares the outputs.
     """
+    example = torch.zeros(2 if dynamic else 1, 3, imgsz, imgsz)
+    return _traced(DecodedModel(model).eval(), example, OUTPUT, opset, dynamic)
+
+
+def trace_selected(model: nn.Module, imgsz: int, opset: int, rows: int) -> bytes:
+    """Return the ONNX graph of a network that selects its detections itself, for one image.
+
+    The thresholds are those that the network has now. It is traced on noise: tracing needs some
+    candidates for detections. Not slimmed: it takes half a minute, for nothing that ONNX Runtime
+    does not do itself.
+    """
+    random = torch.Generator().manual_seed(0)
+    example = torch.rand(1, 3, imgsz, imgsz, generator=random) * 255
+    wrapper = SelectedModel(model, rows).eval()
+    return _traced(wrapper, example, graph_nms.OUTPUT, opset, dynamic=False, slim=False)
+
+
+def _traced(
+    wrapper: nn.Module, example: Tensor, output: str, opset: int, dynamic: bool, slim: bool = True
+) -> bytes:
     import onnx
     import onnxslim
 
-    wrapper = DecodedModel(model).eval()
-    example = torch.zeros(2 if dynamic else 1, 3, imgsz, imgsz)
-    open_batch = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}} if dynamic else None
+    open_batch = {INPUT: {0: "batch"}, output: {0: "batch"}} if dynamic else None
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         path = Path(folder) / "traced.onnx"
@@ -79,11 +114,12 @@ def trace(model: nn.Module, imgsz: int, opset: int, dynamic: bool) -> bytes:
             dynamo=False,
             opset_version=opset,
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=[output],
             dynamic_axes=open_batch,
         )
-        slim = onnxslim.slim(onnx.load(str(path)))
-    return bytes(slim.SerializeToString())
+        graph = onnx.load(str(path))
+        graph = onnxslim.slim(graph) if slim else graph
+    return bytes(graph.SerializeToString())
 
 
 def with_nms(graph: bytes, rule: graph_nms.GraphNms) -> bytes:

@@ -33,7 +33,7 @@ def describe(loaded: LoadedModel, imgsz: int, precision: str) -> dict[str, Any]:
     return {
         "names": list(loaded.names),
         "imgsz": imgsz,
-        "stride": list(loaded.model.strides),
+        "stride": list(getattr(loaded.model, "strides", ())),
         "letterbox": LETTERBOX,
         "precision": precision,
         "input_convention": str(loaded.model.input_convention),

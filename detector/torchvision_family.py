@@ -72,9 +72,7 @@ class TorchvisionFamily:
         """See `Family.detect`."""
         if not len(images):
             return []
-        selector = getattr(self.network, "roi_heads", self.network)
-        selector.score_thresh, selector.nms_thresh = conf, iou
-        selector.detections_per_img = max_det
+        set_thresholds(self.network, conf, iou, max_det)
         found = self.network(in_convention(images, self.network.input_convention))
         return [_without_background(one) for one in found]
 
@@ -85,6 +83,13 @@ class TorchvisionFamily:
         """Zeros that depend on every weight: all ranks then have gradients for the same ones."""
         zero = torch.stack([weight.sum() for weight in self.network.parameters()]).sum() * 0.0
         return dict.fromkeys([*self.parts, "total"], zero), zero.detach()
+
+
+def set_thresholds(network: nn.Module, conf: float, iou: float, max_det: int) -> None:
+    """Set what the network selects its detections by, in place."""
+    selector = getattr(network, "roi_heads", network)
+    selector.score_thresh, selector.nms_thresh = conf, iou
+    selector.detections_per_img = max_det
 
 
 def _with_background(target: dict[str, Tensor]) -> dict[str, Tensor]:

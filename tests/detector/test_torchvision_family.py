@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from detector.errors import ConfigError
 from detector.evaluate import evaluate
 from detector.export import export
 from detector.families import build_family
+from detector.finding import Settings
 from detector.models import build_model
 from detector.models.blocks import IMAGENET_MEAN, IMAGENET_STD
 from detector.predict import predict
@@ -243,10 +245,36 @@ def test_prediction_needs_the_checkpoint_alone(learned: Path, tiny_set: Path) ->
     assert first.names == ("square", "disc")
 
 
-def test_an_export_is_refused_in_one_line(learned: Path) -> None:
-    with pytest.raises(ConfigError, match=r"best\.pt: torchvision:fcos.* cannot be exported"):
-        export(learned / "weights" / "best.pt", "onnx")
-    assert not list(learned.rglob("*.onnx"))
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        ({"formats": "onnx,torchscript"}, "it can be exported with --format onnx only"),
+        ({"formats": "onnx", "dynamic": True}, "its graph is for one image, not --dynamic"),
+        ({"formats": "onnx", "precision": "fp16"}, "it can be exported in fp32 only, not in fp16"),
+    ],
+)
+def test_an_export_that_cannot_be_had_is_refused_in_one_line(
+    learned: Path, tmp_path: Path, options: dict[str, Any], answer: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"best\.pt: torchvision:fcos.*: {answer}"):
+        export(learned / "weights" / "best.pt", out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_exported_file_finds_what_the_checkpoint_finds(
+    learned: Path, tiny_set: Path, tmp_path: Path
+) -> None:
+    weights, images = learned / "weights" / "best.pt", tiny_set.parent / "images"
+    (file,) = export(weights, "onnx", out=tmp_path)
+    assert file.path.name == "best.nms.onnx" and file.difference is not None
+    assert file.difference.harm < 1e-4
+    reports = [evaluate(path, tiny_set, device="cpu") for path in (weights, file.path)]
+    assert reports[0]["mAP50-95"] == pytest.approx(reports[1]["mAP50-95"], abs=1e-6)
+    for got, wanted in zip(*(predict(p, images, "cpu") for p in (file.path, weights)), strict=True):
+        assert len(wanted.labels) and got.labels.tolist() == wanted.labels.tolist()
+        np.testing.assert_allclose(got.boxes, wanted.boxes, atol=0.01)
+    with pytest.raises(ConfigError, match="its NMS is in the graph"):
+        predict(file.path, images, "cpu", Settings(conf=0.25, iou=0.4))
 
 
 def test_a_resumed_two_stage_training_equals_an_uninterrupted_one(

@@ -19,7 +19,7 @@ from detector.config import ORDERED_PAIRS, TRAIN_NAMES, TrainConfig, resolve
 from detector.cost import gflops, latency_ms, parameters
 from detector.data.description import digest, load_data, read_split
 from detector.distributed import choose_device
-from detector.errors import ConfigError
+from detector.errors import ConfigError, UserError
 from detector.evaluate import evaluate as evaluate_checkpoint
 from detector.finding import Settings
 from detector.guest import train_guest
@@ -244,14 +244,17 @@ def export(
 def measure_speed(checkpoint: str | Path, files: Sequence[str | Path]) -> list[dict[str, Any]]:
     """Return size, latency and throughput of a checkpoint and of what was made of it, a row each.
 
-    Engines are measured where there is an NVIDIA GPU; the CPU computes with one thread, as other
+    Engines that are not for this machine are left out; the CPU computes with one thread, as other
     work on the machine would else decide.
     """
     from detector.benchmark import benchmark
 
-    gpu = torch.cuda.is_available()
-    chosen = [checkpoint, *(file for file in files if gpu or Path(file).suffix != ".engine")]
-    rows = benchmark(chosen, data="none", threads=1, seconds=SPEED_SECONDS)
+    chosen = [checkpoint, *files]
+    try:
+        rows = benchmark(chosen, data="none", threads=1, seconds=SPEED_SECONDS)
+    except UserError:  # an engine that is not for this machine
+        chosen = [file for file in chosen if Path(file).suffix != ".engine"]
+        rows = benchmark(chosen, data="none", threads=1, seconds=SPEED_SECONDS)
     return [
         {
             "file": Path(row.file).name,

@@ -13,6 +13,7 @@ from evolve import champion
 from evolve.card import CARD, Shipment, card_text
 from evolve.config import StudyConfig
 from evolve.errors import ConfigError, RunFailed, StudyError
+from evolve.held_out import HELD_OUT
 from evolve.machine import place_workers
 from evolve.objective import Metrics, Objective, load_objective
 from evolve.problem import all_values
@@ -162,7 +163,8 @@ def _trained(
     attempt = 2 if folder.exists() else 1
     folder.mkdir(parents=True, exist_ok=True)
     notice(f"training trial {summary.recommended_trial} again in {folder}")
-    job = Job(0, values, repeat_seed(config.study.seed, SEED), str(folder), attempt, config.wanted)
+    wanted, seed = (*config.wanted, HELD_OUT), repeat_seed(config.study.seed, SEED)
+    job = Job(0, values, seed, str(folder), attempt, wanted)
     metrics = _run(config, job, notice)
     for file in ("best.pt", "last.pt"):
         if (folder / "weights" / file).is_file():

@@ -260,6 +260,26 @@ def _parser() -> argparse.ArgumentParser:
     comparer.add_argument("first", metavar="A", help="a study's name, or storage#name")
     comparer.add_argument("second", metavar="B")
     comparer.add_argument("--out", type=Path, metavar="FILE", help="where the page goes")
+    exporter = _add_export(commands)
+    for parser_of_winner in (runner, winner, reporter, exporter):
+        parser_of_winner.add_argument(
+            "--pick", type=count, metavar="N", help="take trial N for the winner"
+        )
+    importer = add_command(commands, import_, "add the trials of an older search", "import")
+    importer.add_argument("file", type=Path, metavar="FILE", help="evolve.txt, .ndjson, .csv")
+    writer = add_command(commands, export_txt, "write the study as evolve.txt", "export-txt")
+    writer.add_argument("file", type=Path, nargs="?", metavar="FILE")
+    add_command(commands, sync, "write into MLflow what it lacks of the study")
+    server = add_command(commands, ui, "serve the tracker's pages on this machine")
+    server.add_argument("--optuna", action="store_true", help="optuna-dashboard on the study")
+    server.add_argument("--port", type=int, default=None, metavar="N", help="a free one by default")
+    fleet_commands.add(commands)
+    return parser
+
+
+def _add_export(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> argparse.ArgumentParser:
     exporter = add_command(commands, export, "turn the winner into an engine")
     exporter.add_argument("--format", metavar="LIST", help="such as onnx,tensorrt-rtx")
     exporter.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go")
@@ -276,20 +296,7 @@ def _parser() -> argparse.ArgumentParser:
     exporter.add_argument(
         "--trial", dest="pick", type=count, metavar="N", help="the same as --pick"
     )
-    for parser_of_winner in (runner, winner, reporter, exporter):
-        parser_of_winner.add_argument(
-            "--pick", type=count, metavar="N", help="take trial N for the winner"
-        )
-    importer = add_command(commands, import_, "add the trials of an older search", "import")
-    importer.add_argument("file", type=Path, metavar="FILE", help="evolve.txt, .ndjson, .csv")
-    writer = add_command(commands, export_txt, "write the study as evolve.txt", "export-txt")
-    writer.add_argument("file", type=Path, nargs="?", metavar="FILE")
-    add_command(commands, sync, "write into MLflow what it lacks of the study")
-    server = add_command(commands, ui, "serve the tracker's pages on this machine")
-    server.add_argument("--optuna", action="store_true", help="optuna-dashboard on the study")
-    server.add_argument("--port", type=int, default=None, metavar="N", help="a free one by default")
-    fleet_commands.add(commands)
-    return parser
+    return exporter
 
 
 def _fail(error: object, code: int) -> int:

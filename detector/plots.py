@@ -164,7 +164,7 @@ def _class_bars(axes: Any, facts: LabelFacts) -> None:
     axes.set_yticks(place, [_plain(facts.names[label]) for label in order],
                     fontsize=10 if len(order) <= MAX_COUNTED_CLASSES else 7)  # fmt: skip
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.3 * max(1, left.max(initial=0)))  # room for the numbers
+    axes.set_xlim(0, 1.4 * max(1, left.max(initial=0)))  # room for the numbers
     title = "How many boxes each class has"
     if len(order) < len(facts.names):
         title += f" (the {len(order)} with most of {len(facts.names)})"

@@ -141,15 +141,24 @@ def record_faults(tree: dict[str, Any], trials: Sequence[FrozenTrial]) -> list[s
 
 
 def storage_seconds(folders: Sequence[Path]) -> list[float]:
-    """Return ask + tell of each trial in seconds, as the processes noted them."""
+    """Return ask + tell in seconds of each trial that began when all processes had one already.
+
+    Before, the processes start: so many imports at once are no matter of the storage.
+    """
+    began: dict[tuple[Path, int], str] = {}
     times: dict[tuple[Path, int], float] = {}
     for folder in folders:
         for path in sorted(folder.glob(f"runs/evolve/{NAME}/trials/*/events.jsonl")):
             for event in read_events(path.parent):
                 key = (folder, int(event["trial"]))
+                began.setdefault(key, event["time"])
                 spent = float(event.get("asked", 0.0)) + float(event.get("told", 0.0))
                 times[key] = times.get(key, 0.0) + spent
-    return sorted(times.values())
+    first = {folder: "~" for folder in folders}  # "~" is behind all times
+    for (folder, _), when in began.items():
+        first[folder] = min(first[folder], when)
+    whole = max(first.values())
+    return sorted(seconds for key, seconds in times.items() if began[key] > whole)
 
 
 def share_below(values: Sequence[float], share: float) -> float:

@@ -1,15 +1,18 @@
 """A trial that a worker has, and how long it may take or be silent."""
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from optuna import Trial
+from optuna.trial import FrozenTrial
 
 from evolve.config import StudyConfig
 from evolve.fidelity import may_be_pruned
 from evolve.record import SEARCH, trial_seed
 from evolve.space import Space
+from evolve.trial_batch import together
 from evolve.worker_options import WorkerOptions
 
 UNKNOWN_SILENCE = 6 * 3600.0  # seconds that the first trials may be silent
@@ -44,20 +47,25 @@ class Live:
         return self.spent + time.monotonic() - self.began
 
 
+def as_kept(trial: Trial) -> FrozenTrial:
+    """Return a trial of ours as the storage has it, without asking: nobody else writes to it."""
+    return copy.copy(trial._cached_frozen_trial)
+
+
 def complete_trial(trial: Trial, space: Space, config: StudyConfig) -> Live:
     """Give a new or reopened trial what it lacks of values and seed."""
     kinds = dict(space.distributions())
     # A repeat of a finalist keeps all its values, also of a gene that was locked since then.
-    frozen = trial.study._storage.get_trial(trial._trial_id)
-    fixed = frozen.system_attrs.get("fixed_params", {})
+    fixed = trial._fixed_params
     kinds |= {gene.name: gene.distribution() for gene in config.space.genes if gene.name in fixed}
-    for name, distribution in kinds.items():
-        trial._suggest(name, distribution)  # what `ask` does; values already there stay
     own = {"kind": SEARCH, "seed": trial_seed(config.study.seed, trial.number)}
-    for name, value in own.items():
-        if name not in trial.user_attrs:
-            trial.set_user_attr(name, value)
-    frozen = trial.study._storage.get_trial(trial._trial_id)
+    with together(trial):
+        for name, distribution in kinds.items():
+            trial._suggest(name, distribution)  # what `ask` does; values already there stay
+        for name, value in own.items():
+            if name not in trial.user_attrs:
+                trial.set_user_attr(name, value)
+    frozen = as_kept(trial)
     live = Live(trial, may_be_pruned(frozen), steps=set(frozen.intermediate_values))
     live.spent = float(trial.user_attrs.get("spent", 0.0))
     return live

@@ -10,11 +10,12 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
+from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
@@ -28,7 +29,7 @@ from sqlalchemy.exc import (
 )
 
 from evolve.interrupt import INTERRUPTS
-from evolve.trial_rows import RowStorage
+from evolve.trial_batch import BatchStorage
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ LOCK_SPACE = zlib.crc32(b"evolve.turn") & 0x7FFFFFFF  # apart from other users' 
 TURN_SECONDS = 120  # that MySQL waits for a turn
 
 F = TypeVar("F", bound=Callable[..., Any])
+State = tuple[int, int, int]  # thread, number of its turn, number of the last write
 
 
 class Away(RuntimeError):
@@ -67,10 +69,22 @@ def patient(method: F) -> F:
     return call  # type: ignore[return-value]
 
 
+def writing(method: F) -> F:
+    """Make a method of a storage that writes wait, too, and count it."""
+
+    @functools.wraps(method)
+    def call(self: "Patience", *arguments: Any, **named: Any) -> Any:
+        self._writes += 1
+        return self.waited(lambda: method(self, *arguments, **named))
+
+    return call  # type: ignore[return-value]
+
+
 class Patience:
     """What every patient storage has: the waiting, and whose turn it is."""
 
     _turn: int | None = None  # the thread that has it
+    _turns = _writes = 0  # how many there were
 
     def waited(self, call: Callable[[], Any]) -> Any:
         """Call until the storage answers. Raises: Away within a turn."""
@@ -103,6 +117,20 @@ class Patience:
         """Return a context in which nobody else has a turn at this study; check() tells of loss."""
         raise NotImplementedError
 
+    def state(self) -> State | None:
+        """Return what stays the same within a turn until we write; None without a turn."""
+        thread = threading.get_ident()
+        return (thread, self._turns, self._writes) if self._turn == thread else None
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        self._turn = threading.get_ident()
+        self._turns += 1
+        try:
+            yield
+        finally:
+            self._turn = None
+
 
 class Turn:
     """The right to begin trials; it is lost with the connection that holds it."""
@@ -111,32 +139,36 @@ class Turn:
         self.check = check
 
 
-class PatientStorage(Patience, RowStorage):
+NO_TURN = Turn(lambda: None)  # of a storage that knows of none
+
+
+class PatientStorage(Patience, BatchStorage):
     """Optuna's storage in a server's database, for several processes at once."""
 
-    create_new_study = patient(RowStorage.create_new_study)
-    delete_study = patient(RowStorage.delete_study)
-    set_study_user_attr = patient(RowStorage.set_study_user_attr)
-    set_study_system_attr = patient(RowStorage.set_study_system_attr)
-    get_study_id_from_name = patient(RowStorage.get_study_id_from_name)
-    get_study_name_from_id = patient(RowStorage.get_study_name_from_id)
-    get_study_directions = patient(RowStorage.get_study_directions)
-    get_study_user_attrs = patient(RowStorage.get_study_user_attrs)
-    get_study_system_attrs = patient(RowStorage.get_study_system_attrs)
-    get_all_studies = patient(RowStorage.get_all_studies)
-    set_trial_param = patient(RowStorage.set_trial_param)
-    _set_trial_param = patient(RowStorage._set_trial_param)
-    set_trial_intermediate_value = patient(RowStorage.set_trial_intermediate_value)
-    set_trial_user_attr = patient(RowStorage.set_trial_user_attr)
-    set_trial_system_attr = patient(RowStorage.set_trial_system_attr)
-    get_trial = patient(RowStorage.get_trial)
-    _get_trials = patient(RowStorage._get_trials)
-    record_heartbeat = patient(RowStorage.record_heartbeat)
+    create_new_study = writing(BatchStorage.create_new_study)
+    delete_study = writing(BatchStorage.delete_study)
+    set_study_user_attr = writing(BatchStorage.set_study_user_attr)
+    set_study_system_attr = writing(BatchStorage.set_study_system_attr)
+    get_study_id_from_name = patient(BatchStorage.get_study_id_from_name)
+    get_study_name_from_id = patient(BatchStorage.get_study_name_from_id)
+    get_study_directions = patient(BatchStorage.get_study_directions)
+    get_study_user_attrs = patient(BatchStorage.get_study_user_attrs)
+    get_study_system_attrs = patient(BatchStorage.get_study_system_attrs)
+    get_all_studies = patient(BatchStorage.get_all_studies)
+    set_trial_param = writing(BatchStorage.set_trial_param)
+    _set_trial_param = writing(BatchStorage._set_trial_param)
+    set_trial_intermediate_value = writing(BatchStorage.set_trial_intermediate_value)
+    set_trial_user_attr = writing(BatchStorage.set_trial_user_attr)
+    set_trial_system_attr = writing(BatchStorage.set_trial_system_attr)
+    get_trial = patient(BatchStorage.get_trial)
+    _get_trials = patient(BatchStorage._get_trials)
+    record_heartbeat = patient(BatchStorage.record_heartbeat)
+    _write = writing(BatchStorage._write)
 
     def _waits_for(self, error: Exception) -> bool:
         return self.engine.dialect.name != "sqlite" and is_away(error)
 
-    @patient
+    @writing
     def _create_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None = None
     ) -> FrozenTrial:
@@ -152,6 +184,7 @@ class PatientStorage(Patience, RowStorage):
     ) -> bool:
         """End a trial exactly once, also if the answer of the database got lost."""
         told = False
+        self._writes += 1
 
         def tell() -> bool:
             nonlocal told
@@ -170,16 +203,16 @@ class PatientStorage(Patience, RowStorage):
     def turn(self, study_id: int) -> Iterator[Turn]:
         """Wait until nobody else has a turn at this study; `check` raises Away if it is lost."""
         if self.engine.dialect.name == "sqlite":  # which has one owner
-            yield Turn(lambda: None)
+            with self._in_turn():
+                yield Turn(lambda: None)
             return
         with self.waited(self.engine.connect) as connection:
             with INTERRUPTS.kept():
                 unlock = _lock(connection, study_id)
-            self._turn = threading.get_ident()
             try:
-                yield Turn(lambda: self.waited(lambda: connection.execute(text("SELECT 1"))))
+                with self._in_turn():
+                    yield Turn(lambda: self.waited(lambda: connection.execute(text("SELECT 1"))))
             finally:
-                self._turn = None
                 unlock()
 
 
@@ -208,6 +241,29 @@ def _lock(connection: Connection, study_id: int) -> Callable[[], None]:
             connection.invalidate()
 
     return unlock
+
+
+class TurnCache(_CachedStorage):
+    """Optuna's cache, which reads the trials once within a turn, and again after a write of ours.
+
+    Nobody else begins a trial meanwhile; one that ends is news for the next turn.
+    """
+
+    _backend: PatientStorage
+    _known: tuple[int, State] | None = None
+
+    def _read_trials_from_remote_storage(self, study_id: int) -> None:
+        state = self._backend.state()
+        known = None if state is None else (study_id, state)
+        if known is None or known != self._known:
+            super()._read_trials_from_remote_storage(study_id)
+            self._known = known
+
+
+def turn_of(storage: BaseStorage, study_id: int) -> Any:
+    """Return a context that is a turn at the study, also where it has one owner."""
+    found = getattr(storage, "_backend", storage)
+    return found.turn(study_id) if isinstance(found, Patience) else nullcontext(NO_TURN)
 
 
 def shared_storage(storage: BaseStorage) -> Patience | None:

@@ -8,8 +8,8 @@ at the next beat, and the result of the trial is not told.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from optuna import Study, Trial
@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evolve.errors import StudyError
 from evolve.machine import is_gone, process_name, short_name
-from evolve.patience import Away, Patience, Turn, shared_storage
+from evolve.patience import Away, Patience, shared_storage, turn_of
 from evolve.record import LEASE
 
 log = logging.getLogger(__name__)
@@ -69,9 +69,8 @@ class Alone:
         self._study = study
         self._looked = False
 
-    @contextmanager
-    def turn(self) -> Iterator[Turn]:
-        yield Turn(lambda: None)
+    def turn(self) -> Any:
+        return turn_of(self._study._storage, self._study._study_id)
 
     def take(self, trial: Trial) -> None: ...
 

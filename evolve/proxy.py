@@ -58,8 +58,6 @@ class ProxyStorage(Patience, GrpcStorageProxy):
 
     @contextmanager
     def _held(self, call: Any) -> Iterator[Turn]:
-        import threading
-
         try:
             next(call)
         except Exception as error:
@@ -70,11 +68,8 @@ class ProxyStorage(Patience, GrpcStorageProxy):
             if not call.is_active():
                 raise Away("the proxy ended the turn")
 
-        self._turn = threading.get_ident()
-        try:
+        with self._in_turn():
             yield Turn(check)
-        finally:
-            self._turn = None
 
 
 def open_proxy(url: str) -> BaseStorage:

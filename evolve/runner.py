@@ -21,7 +21,7 @@ from evolve.held_out import HELD_OUT
 from evolve.jobs import Death, Job, Outcome, Pool, Report
 from evolve.keep import Weights
 from evolve.limits import constraints
-from evolve.live import Every, Limits, Live, complete_trial
+from evolve.live import Every, Limits, Live, as_kept, complete_trial
 from evolve.objective import Metrics, fitness_of
 from evolve.patience import Away
 from evolve.peers import Alone, Company
@@ -35,6 +35,7 @@ from evolve.record import (
     reason_of,
 )
 from evolve.tracking import Tracker
+from evolve.trial_batch import together
 from evolve.trial_log import note
 
 POLL = 0.5  # seconds between looks at the display when nothing happens
@@ -245,7 +246,7 @@ class Runner:
         if asked is not None:
             facts["asked"] = round(live.began - asked, 4)
         note(directory, trial.number, "begun", **facts)
-        frozen = self._frozen(trial)
+        frozen = as_kept(trial)
         self._tracker.trial_started(frozen, worker)
         self._display.trial_started(frozen)
 
@@ -368,9 +369,10 @@ class Runner:
         self._live.pop(trial.number, None)
         self.told.add(trial.number)
         seconds = round(live.spent + outcome.seconds, 3)
-        trial.set_user_attr("seconds", seconds)
-        if outcome.metrics is not None:
-            trial.set_user_attr("metrics", outcome.metrics)
+        with together(trial):
+            trial.set_user_attr("seconds", seconds)
+            if outcome.metrics is not None:
+                trial.set_user_attr("metrics", outcome.metrics)
         frozen = self.study.tell(trial, values, state=state, skip_if_finished=True)
         if state != TrialState.FAIL:
             self.failures.clear()
@@ -390,9 +392,6 @@ class Runner:
         warning = keep_description(self.study, trial, description, **facts)
         if warning:
             self._display.notice(f"the data changed under the study: {warning}")
-
-    def _frozen(self, trial: Trial) -> FrozenTrial:
-        return self.study._storage.get_trial(trial._trial_id)
 
     def _all_trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)

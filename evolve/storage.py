@@ -27,7 +27,7 @@ from evolve.config import ConfirmOptions, Start, StudyConfig
 from evolve.errors import StudyError, did_you_mean
 from evolve.front import directions
 from evolve.limits import Limit
-from evolve.patience import PatientStorage
+from evolve.patience import PatientStorage, TurnCache
 from evolve.proxy import GRPC, open_proxy
 from evolve.record import generations
 from evolve.server import hidden, server_url
@@ -216,7 +216,7 @@ def _created(url: str, options: dict[str, Any]) -> BaseStorage:
     """Open a database and make its tables, which several processes may do at the same time."""
     for left in range(CREATIONS - 1, -1, -1):
         try:
-            return PatientStorage(url, engine_kwargs=options)
+            return TurnCache(PatientStorage(url, engine_kwargs=options))
         except (IntegrityError, ProgrammingError, StorageInternalError):  # somebody was quicker
             if not left:
                 raise

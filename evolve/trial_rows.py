@@ -7,7 +7,7 @@ distribution twice; that takes ten times as long as what is done here.
 import gc
 import json
 from collections import defaultdict
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,13 +15,23 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, or_, select
 
 ByTrial = defaultdict[int, dict[Any, Any]]  # from the id of a trial
+Clause = ColumnElement[bool]
+TRIALS = models.TrialModel.__table__.c
+MANY = 1000  # ids that a query may name one by one; SQLite takes no more than its build allows
 
 
 class RowStorage(RDBStorage):
-    """Optuna's storage; the first reading of a study's trials is a quick one."""
+    """Optuna's storage, whose readings of trials are quick ones."""
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        with self.engine.connect() as connection:
+            found = read_trials(connection, TRIALS.trial_id == trial_id)
+        if not found:
+            raise KeyError(f"there is no trial with the id {trial_id}")
+        return found[0]
 
     def _get_trials(
         self,
@@ -30,29 +40,34 @@ class RowStorage(RDBStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        if states is None and trial_id_greater_than < 0:
-            with _without_collection(), self.engine.connect() as connection:
-                return read_trials(connection, study_id)
-        return super()._get_trials(study_id, states, included_trial_ids, trial_id_greater_than)
+        named = {number for number in included_trial_ids if number <= trial_id_greater_than}
+        if states is not None or len(named) > MANY:
+            return super()._get_trials(study_id, states, included_trial_ids, trial_id_greater_than)
+        which = [TRIALS.study_id == study_id]
+        if trial_id_greater_than >= 0:
+            new = TRIALS.trial_id > trial_id_greater_than
+            which.append(or_(new, TRIALS.trial_id.in_(named)) if named else new)
+        with _without_collection(), self.engine.connect() as connection:
+            return read_trials(connection, *which)
 
 
-def read_trials(connection: Connection, study_id: int) -> list[FrozenTrial]:
-    """Return all trials of a study as Optuna would, in the order of their ids."""
+def read_trials(connection: Connection, *which: Clause) -> list[FrozenTrial]:
+    """Return the trials that all conditions hold for as Optuna would, in the order of their ids."""
     # The trials come first: of one that has ended by then, all else was written before.
-    columns = models.TrialModel.__table__.c
     query = select(
-        columns.trial_id,
-        columns.number,
-        columns.state,
-        columns.datetime_start,
-        columns.datetime_complete,
+        TRIALS.trial_id,
+        TRIALS.number,
+        TRIALS.state,
+        TRIALS.datetime_start,
+        TRIALS.datetime_complete,
     )
-    query = query.where(columns.study_id == study_id).order_by(columns.trial_id)
-    rows = connection.execute(query).all()
-    params, distributions = _params(connection, study_id)
-    user_attrs = _attributes(connection, study_id, models.TrialUserAttributeModel)
-    system_attrs = _attributes(connection, study_id, models.TrialSystemAttributeModel)
-    values, reports = _values(connection, study_id), _reports(connection, study_id)
+    rows = connection.execute(query.where(*which).order_by(TRIALS.trial_id)).all()
+    if not rows:
+        return []
+    params, distributions = _params(connection, which)
+    user_attrs = _attributes(connection, which, models.TrialUserAttributeModel)
+    system_attrs = _attributes(connection, which, models.TrialSystemAttributeModel)
+    values, reports = _values(connection, which), _reports(connection, which)
     found, times = [], models.TrialModel()  # which knows how times are stored
     for trial_id, number, state, start, complete in rows:
         own = values.get(trial_id)
@@ -88,22 +103,23 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _rows(connection: Connection, study_id: int, model: type[models.BaseModel], *names: str) -> Any:
+def _rows(
+    connection: Connection, which: Sequence[Clause], model: type[models.BaseModel], *names: str
+) -> Any:
     """Return a cursor over columns of a table of the trials, in the order of its writing."""
-    table, trials = model.__table__, models.TrialModel.__table__
+    table = model.__table__
     query = select(table.c.trial_id, *(table.c[name] for name in names))
-    query = query.join(trials, trials.c.trial_id == table.c.trial_id)
-    query = query.where(trials.c.study_id == study_id).order_by(*table.primary_key)
-    return connection.execute(query)
+    query = query.join(models.TrialModel.__table__, TRIALS.trial_id == table.c.trial_id)
+    return connection.execute(query.where(*which).order_by(*table.primary_key))
 
 
-def _params(connection: Connection, study_id: int) -> tuple[ByTrial, ByTrial]:
+def _params(connection: Connection, which: Sequence[Clause]) -> tuple[ByTrial, ByTrial]:
     """Return values and distributions of the trials; equal distributions are one object."""
     known: dict[str, BaseDistribution] = {}
     params: ByTrial = defaultdict(dict)
     distributions: ByTrial = defaultdict(dict)
     names = ("param_name", "param_value", "distribution_json")
-    rows = _rows(connection, study_id, models.TrialParamModel, *names)
+    rows = _rows(connection, which, models.TrialParamModel, *names)
     # the driver's own rows: of text and floats, which SQLAlchemy would only wrap one by one
     for trial_id, name, value, text in rows.cursor.fetchall():
         kind = known.get(text)
@@ -114,25 +130,27 @@ def _params(connection: Connection, study_id: int) -> tuple[ByTrial, ByTrial]:
     return params, distributions
 
 
-def _attributes(connection: Connection, study_id: int, model: type[models.BaseModel]) -> ByTrial:
+def _attributes(
+    connection: Connection, which: Sequence[Clause], model: type[models.BaseModel]
+) -> ByTrial:
     found: ByTrial = defaultdict(dict)
-    for trial_id, key, text in _rows(connection, study_id, model, "key", "value_json"):
+    for trial_id, key, text in _rows(connection, which, model, "key", "value_json"):
         found[trial_id][key] = json.loads(text)
     return found
 
 
-def _values(connection: Connection, study_id: int) -> ByTrial:
+def _values(connection: Connection, which: Sequence[Clause]) -> ByTrial:
     model, found = models.TrialValueModel, defaultdict[int, dict[Any, Any]](dict)
     for trial_id, objective, value, kind in _rows(
-        connection, study_id, model, "objective", "value", "value_type"
+        connection, which, model, "objective", "value", "value_type"
     ):
         found[trial_id][objective] = model.stored_repr_to_value(value, kind)
     return found
 
 
-def _reports(connection: Connection, study_id: int) -> ByTrial:
+def _reports(connection: Connection, which: Sequence[Clause]) -> ByTrial:
     model, found = models.TrialIntermediateValueModel, defaultdict[int, dict[Any, Any]](dict)
     names = ("step", "intermediate_value", "intermediate_value_type")
-    for trial_id, step, value, kind in _rows(connection, study_id, model, *names):
+    for trial_id, step, value, kind in _rows(connection, which, model, *names):
         found[trial_id][step] = model.stored_repr_to_intermediate_value(value, kind)
     return found

@@ -93,3 +93,37 @@ def test_what_another_process_finishes_later_is_seen(url: str) -> None:
     study.tell(trial, 0.75)
     study.add_trial(create_trial(value=0.5))
     assert [trial.value for trial in reader.trials] == [0.75, 0.5]
+
+
+def test_one_trial_is_that_which_optuna_reads(url: str) -> None:
+    study = optuna.create_study(storage=RowStorage(url), study_name="one")
+    fill(study)
+    ours, theirs = RowStorage(url), RDBStorage(url)
+    for trial in study.get_trials():
+        pair = [storage.get_trial(trial._trial_id) for storage in (ours, theirs)]
+        assert list(pair[0].params) == list(pair[1].params)
+        for one in pair:
+            one.user_attrs = dict(sorted(one.user_attrs.items()))
+            one.intermediate_values = dict(sorted(one.intermediate_values.items()))
+        assert as_text(pair[:1]) == as_text(pair[1:])
+    with pytest.raises(KeyError, match="99"):
+        ours.get_trial(99)
+
+
+@pytest.mark.parametrize("many", [1000, 0])  # with 0, Optuna does it
+def test_news_are_those_that_optuna_reads(
+    url: str, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evolve.trial_rows.MANY", many)
+    study = optuna.create_study(storage=RowStorage(url), study_name="one")
+    fill(study)
+    fill(optuna.create_study(storage=study._storage, study_name="another"))
+    asked = [(set(), 3), ({1, 5}, 4), ({5}, 6), (set(), 99), ({7, 8}, 0)]
+    for included, after in asked:
+        ours, theirs = (
+            storage._get_trials(study._study_id, None, included, after)
+            for storage in (RowStorage(url), RDBStorage(url))
+        )
+        assert [(t._trial_id, t.state, t.params) for t in ours] == [
+            (t._trial_id, t.state, t.params) for t in theirs
+        ]

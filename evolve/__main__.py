@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from evolve import fleet_commands
@@ -17,6 +18,7 @@ from evolve.command_line import (
     opened,
     quiet_optuna,
     show,
+    soon_over,
     width,
 )
 from evolve.interrupt import interruptible
@@ -79,17 +81,19 @@ def status(arguments: argparse.Namespace) -> int:
     """Print how far the study is, on one screen; with --watch again and again."""
     if arguments.watch is not None:
         return fleet_commands.watch(lambda: _status(arguments), arguments)
+    soon_over()
     return _status(arguments)
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from evolve.findings import findings
+    from evolve.findings import begin_findings
     from evolve.overview import overview, status_text
     from evolve.printout import found_lines
     from evolve.summary import summarise
 
     config, study = opened(arguments)
-    summary, found = summarise(config, study), findings(config, study)
+    finish = begin_findings(config, study)
+    summary, found = summarise(config, study), finish()
     if arguments.json:
         print(json.dumps({**summary.to_dict(), **overview(config, study, summary, found)}))
         return 0
@@ -105,6 +109,7 @@ def best(arguments: argparse.Namespace) -> int:
     from evolve.summary import best_yaml, recommended_params, summarise
     from evolve.yamlfile import write_yaml
 
+    soon_over()
     config, study = opened(arguments)
     summary = summarise(config, study)
     params = recommended_params(summary)
@@ -122,11 +127,15 @@ def best(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     """Write the report of a study: report.html, its plots as PNG, and trials.csv."""
-    from evolve.page.write import write_report
+    from evolve.findings import begin_findings
+    from evolve.page.write import begin_table, write_report
     from evolve.summary import summarise
 
+    soon_over()
     config, study = opened(arguments)
-    files = write_report(config, study, summarise(config, study))
+    finish, table = begin_findings(config, study), begin_table(config, study)
+    summary = summarise(config, study)
+    files = write_report(config, study, replace(summary, found=finish()), table)
     show(arguments, {"files": [str(path) for path in files]}, "\n".join(map(str, files)))
     return 0
 

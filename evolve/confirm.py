@@ -121,9 +121,10 @@ def missing_repeat(
 ) -> tuple[Configuration, int] | None:
     """Return the next configuration and repeat that nobody has measured or is measuring."""
     chosen = configurations(trials, options, order)
+    repeats = [trial for trial in trials if kind_of(trial) == CONFIRM]
     for repeat in range(options.seeds):
         for configuration in chosen:
-            runs = _runs(trials, configuration, repeat)
+            runs = _runs(repeats, configuration, repeat)
             failed = [trial for trial in runs if trial.state == TrialState.FAIL]
             if len(runs) == len(failed) and not _given_up(failed):
                 return configuration, repeat
@@ -145,7 +146,8 @@ def judge(
     complete = missing_repeat(trials, options, order) is None and not _running(trials)
     if not (chosen and complete):
         return Verdict(UNCONFIRMED, _why_unconfirmed(chosen, options))
-    start, *finalists = (_measured(trials, configuration, options) for configuration in chosen)
+    repeats = [trial for trial in trials if kind_of(trial) == CONFIRM]
+    start, *finalists = (_measured(repeats, configuration, options) for configuration in chosen)
     usable = [measured for measured in finalists if measured.values]
     if not (usable and start.values):
         return Verdict(UNCONFIRMED, f"{UNCONFIRMED}: the repeats with other seeds failed")
@@ -236,12 +238,12 @@ def _why_unconfirmed(chosen: Sequence[Configuration], options: ConfirmOptions) -
 
 
 def _measured(
-    trials: Sequence[FrozenTrial], configuration: Configuration, options: ConfirmOptions
+    repeats: Sequence[FrozenTrial], configuration: Configuration, options: ConfirmOptions
 ) -> Measured:
     values: dict[int, float] = {}
     failed = over = 0
     for repeat in range(options.seeds):
-        runs = _runs(trials, configuration, repeat)
+        runs = _runs(repeats, configuration, repeat)
         done = [trial for trial in runs if trial.state == TrialState.COMPLETE]
         if done:
             values[repeat] = fitness(done[0])
@@ -252,12 +254,12 @@ def _measured(
 
 
 def _runs(
-    trials: Sequence[FrozenTrial], configuration: Configuration, repeat: int
+    repeats: Sequence[FrozenTrial], configuration: Configuration, repeat: int
 ) -> list[FrozenTrial]:
     def matches(attributes: Mapping[str, Any]) -> bool:
         return bool(attributes.get("of") == configuration.of and attributes.get("repeat") == repeat)
 
-    return [t for t in trials if kind_of(t) == CONFIRM and matches(t.user_attrs)]
+    return [trial for trial in repeats if matches(trial.user_attrs)]
 
 
 def _given_up(failed: Sequence[FrozenTrial]) -> bool:

@@ -45,7 +45,7 @@ def write_parallel_plot(scene: Scene, path: Path) -> bool:
     genes, ranked = scene.genes[:AXES], shown_lines(scene)
     if len(ranked) < 2 or not genes:
         return False
-    low, high = scene.range()
+    low, high = scene.range
     figure = new_figure(max(7.0, 1.15 * (len(genes) + 1)), 4.6)
     axes = figure.subplots()
 

@@ -72,9 +72,10 @@ def _by_repeat(
 ) -> dict[int, float]:
     found = {}
     for trial in trials:
-        own = kind_of(trial) == CONFIRM and trial.user_attrs.get("of") == number
+        if kind_of(trial) != CONFIRM or trial.user_attrs.get("of") != number:
+            continue
         metrics = _held_out_metrics(trial)
-        if own and trial.state == TrialState.COMPLETE and all(name in metrics for name in weights):
+        if trial.state == TrialState.COMPLETE and all(name in metrics for name in weights):
             found[int(trial.user_attrs["repeat"])] = fitness_of(metrics, weights)
     return found
 

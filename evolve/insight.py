@@ -72,15 +72,34 @@ def importance(
     else:
         trials = study
     data = Evidence.of(trials, space.searched(), maximize)
-    if data is None:
-        return []
+    return [] if data is None else combined(data, measures(data, seed), length_scales)
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What Optuna's measures find, and which genes are `steady` (G,)."""
+
+    findings: list[Finding]
+    steady: NDArray[np.bool_]
+
+
+def measures(data: Evidence, seed: int = 0) -> Measures:
+    """Return what can be measured of trials on the cube; the part that takes long."""
     rng = np.random.default_rng([seed, len(data.values)])
     findings = [ped_anova(data, rng)]
     if find_spec("sklearn") is not None:
         findings.append(fanova(data, rng))
+    return Measures(findings, steady_genes(data))
+
+
+def combined(
+    data: Evidence, measured: Measures, length_scales: Mapping[str, float] | None
+) -> list[Importance]:
+    """Return the genes, the most important first, from measures and the model's length scales."""
+    findings = list(measured.findings)
     if length_scales:
         findings.append(model(data.space, length_scales))
-    return _combined(data, findings, steady_genes(data))
+    return _combined(data, findings, measured.steady)
 
 
 def lock_proposals(importances: Sequence[Importance], space: Space) -> list[str]:

@@ -1,7 +1,6 @@
 """One experiment of an MLflow store; the only file of evolve that imports mlflow.
 
-A store is a database (`sqlite:///runs/mlflow.db`), a server (`http://...`) or what else MLflow
-takes.
+A store is a database (`sqlite:///runs/mlflow.db`), a server or what else MLflow takes.
 """
 
 import json
@@ -19,6 +18,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from evolve.config import TrackingOptions
+from evolve.mlflow_rows import quickened
 from evolve.tracked import FITNESS_CURVE, Points
 
 log = logging.getLogger(__name__)
@@ -365,7 +365,7 @@ def _client(uri: str) -> Any:
         warnings.simplefilter("ignore", DeprecationWarning)
         from mlflow import MlflowClient
 
-        return MlflowClient(uri, registry_uri=uri)
+        return quickened(MlflowClient(uri, registry_uri=uri))
 
 
 def _create_sqlite(path: Path) -> None:

@@ -22,6 +22,7 @@ LEADING = ("number", "kind", "state", "fitness")
 TRAILING = ("seed", "seconds", "attempts", "reason", "of", "repeat")
 # Source of the colours: Okabe and Ito 2008, told apart by colour-blind people
 BLUE, ORANGE, VERMILION, GREEN, GREY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#666666"
+GRID: dict[str, Any] = {"color": "#B0B0B0", "lw": 0.8, "alpha": 0.25, "zorder": 0}
 DPI = 120
 
 
@@ -91,8 +92,11 @@ def write_parameter_plot(
     dots = None
     for index, (axes, name) in enumerate(zip(grid, names, strict=False)):
         axes.set_ylim(*scene.range)  # first: what is drawn then need not be measured
-        axes.tick_params(labelleft=index % columns == 0)
         dots = _draw_parameter(axes, name, scene)
+        if index % columns:  # marks that nobody reads take a second; their lines are as good
+            levels = [level for level in grid[0].get_yticks() if axes.get_ylim()[0] < level]
+            axes.hlines(levels, 0, 1, transform=axes.get_yaxis_transform(), **GRID)
+            axes.yaxis.set_visible(False)
     for axes in grid[len(names) :]:
         axes.set_axis_off()
     for axes in grid[: len(names) : columns]:
@@ -138,7 +142,7 @@ def add_lines(
 def save(figure: Any, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
     with replacing(path) as partial:
-        figure.savefig(partial, format="png")
+        figure.savefig(partial, format="png", pil_kwargs={"compress_level": 1})
 
 
 # ---- what is drawn ---------------------------------------------------------------------------
@@ -254,26 +258,27 @@ def _draw_parameter(axes: Any, name: str, scene: _Scene) -> Any:
     trials, low = [trial for trial in scene.drawn if name in trial.params], scene.range[0]
     place = _placing(name, trials)
 
-    def scatter(chosen: Sequence[FrozenTrial], **style: Any) -> Any:
-        return axes.scatter(
-            [place(t) for t in chosen], [max(fitness(t), low) for t in chosen], **style
-        )
+    def heights(chosen: Sequence[FrozenTrial]) -> list[float]:
+        return [max(fitness(trial), low) for trial in chosen]
 
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
     if pruned:
-        scatter(pruned, marker="^", s=12, c="#BBBBBB", label="stopped early")
+        style = {"marker": "^", "ms": 3.5, "color": "#BBBBBB", "ls": "", "label": "stopped early"}
+        axes.plot([place(t) for t in pruned], heights(pruned), **style)
     numbers = [trial.number for trial in complete]
-    dots = scatter(complete, c=numbers, cmap="viridis", s=16, alpha=0.85)
+    colours: dict[str, Any] = {"c": numbers, "cmap": "viridis", "s": 16, "alpha": 0.85}
+    dots = axes.scatter([place(t) for t in complete], heights(complete), **colours)
     dots.set_clim(0, max(1, scene.search[-1].number))
     title = name
     if scene.start is not None and name in scene.start.params:
-        scatter([scene.start], marker="D", s=45, fc="none", ec=VERMILION, lw=1.8, label="start")
+        style = {"marker": "D", "ms": 6.7, "mfc": "none", "mec": VERMILION, "mew": 1.8, "ls": ""}
+        axes.plot(place(scene.start), *heights([scene.start]), label="start", **style)
     if scene.winner is not None and name in scene.winner.params:
         _star(axes, place(scene.winner), fitness(scene.winner), scene.word)
         value = scene.winner.params[name]
         title += f" = {value:.3g}" if isinstance(value, float) else f" = {value}"
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(title, fontsize="medium", y=1.0)  # a place of its own need not be looked for
     axes.tick_params(labelsize="small")
     axes.grid(alpha=0.25)
     _set_scale(axes, name, trials)
@@ -282,7 +287,7 @@ def _draw_parameter(axes: Any, name: str, scene: _Scene) -> Any:
 
 def _set_scale(axes: Any, name: str, trials: Sequence[FrozenTrial]) -> None:
     """Give an axis names of choices, or few and plain numbers on a log scale."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     distribution = trials[0].distributions[name]
     choices = getattr(distribution, "choices", None)
@@ -298,7 +303,9 @@ def _set_scale(axes: Any, name: str, trials: Sequence[FrozenTrial]) -> None:
         marks = MaxNLocator(nbins=3) if narrow else LogLocator(subs=steps, numticks=6)
         axes.xaxis.set_major_locator(marks)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())  # each of its marks takes a millisecond
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
 
 
 def _placing(name: str, trials: Sequence[FrozenTrial]) -> Callable[[FrozenTrial], float]:
@@ -316,17 +323,19 @@ def _placing(name: str, trials: Sequence[FrozenTrial]) -> Callable[[FrozenTrial]
 
 def _dots(axes: Any, trials: Sequence[FrozenTrial], low: float, **style: Any) -> None:
     """Draw trials by number; those below the picture stand at its lower edge as open marks."""
+    style |= {"ls": "", "ms": 4.9}
     inside = [trial for trial in trials if fitness(trial) >= low]
     below = [trial for trial in trials if fitness(trial) < low]
     if inside:
-        axes.scatter([t.number for t in inside], [fitness(t) for t in inside], s=24, **style)
+        axes.plot([t.number for t in inside], [fitness(t) for t in inside], **style)
     if below:
-        style = {**style, "marker": "v", "facecolors": "none", "label": None}
-        axes.scatter([t.number for t in below], [low] * len(below), s=24, clip_on=False, **style)
+        style |= {"marker": "v", "mfc": "none", "label": None}
+        axes.plot([t.number for t in below], [low] * len(below), clip_on=False, **style)
 
 
 def _star(axes: Any, x: float, y: float, label: str) -> None:
-    axes.scatter(x, y, marker="*", s=190, c=GREEN, ec="black", lw=0.8, zorder=5, label=label)
+    style = {"marker": "*", "ms": 13.8, "color": GREEN, "mec": "black", "mew": 0.8, "ls": ""}
+    axes.plot(x, y, zorder=5, label=label, **style)
 
 
 def fitness_range(values: Sequence[float]) -> tuple[float, float]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 from optuna import Trial
@@ -17,11 +18,11 @@ from optuna.distributions import (
 )
 from optuna.storages._rdb import models
 from sqlalchemy import Connection, select
-from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from evolve.trial_rows import TRIALS, RowStorage
 
 Row = dict[str, Any]
+DIALECTS = {"mariadb": "mysql"}  # whose package has another name
 
 
 @dataclass
@@ -93,18 +94,16 @@ def _upsert(
     """Insert rows, or replace those with the same trial and key: a lost answer does no harm."""
     if not rows:
         return
+    dialect = connection.dialect.name
+    package = import_module(f"sqlalchemy.dialects.{DIALECTS.get(dialect, dialect)}")
+    query = package.insert(model)
     names = [name for name in rows[0] if name not in ("trial_id", key)]
-    if connection.dialect.name in ("mysql", "mariadb"):
-        query = mysql.insert(model)
+    if dialect in ("mysql", "mariadb"):
         query = query.on_duplicate_key_update({name: query.inserted[name] for name in names})
-        connection.execute(query, rows)
-        return
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    new = insert(model)
-    changes = {name: new.excluded[name] for name in names}
-    connection.execute(
-        new.on_conflict_do_update(index_elements=["trial_id", key], set_=changes), rows
-    )
+    else:
+        changes = {name: query.excluded[name] for name in names}
+        query = query.on_conflict_do_update(index_elements=["trial_id", key], set_=changes)
+    connection.execute(query, rows)
 
 
 def together(trial: Trial) -> Any:

@@ -64,6 +64,9 @@ def read_trials(connection: Connection, *which: Clause) -> list[FrozenTrial]:
     rows = connection.execute(query.where(*which).order_by(TRIALS.trial_id)).all()
     if not rows:
         return []
+    # Of a few trials a database finds the rows by their ids; else it may look at all it has.
+    if len(rows) <= MANY:
+        which = (TRIALS.trial_id.in_([row.trial_id for row in rows]),)
     params, distributions = _params(connection, which)
     user_attrs = _attributes(connection, which, models.TrialUserAttributeModel)
     system_attrs = _attributes(connection, which, models.TrialSystemAttributeModel)

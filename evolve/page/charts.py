@@ -82,7 +82,7 @@ def progress(scene: Scene) -> Markup:
     entries += [("early", "stopped early")] * (TrialState.PRUNED in states)
     entries += [("failed", "failed (at the lower edge)")] * (TrialState.FAIL in states)
     entries += [("over", "beyond a limit")] * any(not feasible(t) for t in scene.complete)
-    low, high = scene.range()
+    low, high = scene.range
     far = any(not low < fitness(trial) < high for trial in scene.complete)
     entries += [("beyond", "worse than this axis shows")] * far
     if scene.start is not None:
@@ -123,7 +123,7 @@ def best_so_far(scene: Scene) -> list[tuple[int, float]]:
 def _progress(scene: Scene, width: float, height: float, css: str) -> Markup:
     last = max((trial.number for trial in scene.search), default=1)
     x = linear(0, max(last, 1), "trial", 10 if css == "wide" else 5, whole=True)
-    plot = Plot(x, linear(*scene.range(), "fitness", 6), width, height, 60)
+    plot = Plot(x, linear(*scene.range, "fitness", 6), width, height, 60)
     parts: list[str] = []
     noise = noise_of(scene)
     left, right = plot.column(0), plot.column(1)
@@ -187,7 +187,7 @@ def _front(scene: Scene, other: int, width: float, height: float, css: str) -> M
     values = [t.values[other + 1] for t in points] or [0.0, 1.0]
     better = "smaller" if direction == "minimize" else "larger"
     x = linear(min(values), max(values), f"{name} ({better} is better)", 5)
-    plot = Plot(x, linear(*scene.range(), "fitness", 6), width, height, 60)
+    plot = Plot(x, linear(*scene.range, "fitness", 6), width, height, 60)
 
     def at(trial: FrozenTrial) -> tuple[float, float]:
         return plot.px(trial.values[other + 1]), plot.py(fitness(trial))
@@ -223,7 +223,7 @@ def gene_charts(scene: Scene) -> Markup:
 def _panel(scene: Scene, gene: Gene, share: str | None) -> Markup:
     """Return the plot of one hyperparameter with its name and the winner's value."""
     axis = of_gene(gene)
-    y = linear(*scene.range(), count=3)
+    y = linear(*scene.range, count=3)
     plot = Plot(Axis(axis.place, axis.ticks), y, 220, 150, 44, 8, 6, 24)
     parts, known = [], []
     for trial in scene.drawn_measured:

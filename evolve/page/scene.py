@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,9 @@ class Scene:
             f" {BEST_DRAWN} and every so-many-th of the others. All are in trials.csv."
         )
 
+    @cached_property
     def range(self) -> tuple[float, float]:
-        """Return the range of fitness to draw."""
+        """The range of fitness to draw."""
         values = [self.sign * fitness(trial) for trial in [*self.measured, *self.repeats]]
         low, high = fitness_range(values)
         return (low, high) if self.sign > 0 else (-high, -low)

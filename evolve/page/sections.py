@@ -207,16 +207,17 @@ def _ranks(scene: Scene) -> Section:
 
 def _time(scene: Scene) -> Section:
     name = "Time and workers"
-    if not timeline.blocks_of(scene.trials):
+    blocks = timeline.blocks_of(scene.trials)
+    if not blocks:
         return (
             "workers",
             name,
             _nothing("The trials have no times: they were imported, or still run."),
         )
     parts = [
-        timeline.timeline(scene),
-        timeline.timeline_key(scene),
-        _note(timeline.timeline_text(scene)),
+        timeline.timeline(blocks),
+        timeline.timeline_key(blocks),
+        _note(timeline.timeline_text(blocks)),
     ]
     return "workers", name, joined(parts)
 

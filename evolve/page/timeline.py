@@ -10,7 +10,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evolve.page.axes import Axis, drawing, label, linear
 from evolve.page.markup import Markup, joined
-from evolve.page.scene import Scene
 from evolve.record import CONFIRM, kind_of
 
 ROW = 26.0  # pixels of a worker
@@ -64,18 +63,16 @@ def utilisation(blocks: Sequence[Block]) -> float:
     return sum(b.end - b.begin for b in blocks) / (total * workers) if total else 0.0
 
 
-def timeline(scene: Scene) -> Markup:
+def timeline(blocks: Sequence[Block]) -> Markup:
     """Return a bar for each trial in the row of its worker; pauses of the study are cut out."""
-    blocks = blocks_of(scene.trials)
     spans = spans_of(blocks)
     return joined(
         [_timeline(blocks, spans, 960.0, "wide"), _timeline(blocks, spans, 360.0, "narrow")]
     )
 
 
-def timeline_text(scene: Scene) -> str:
+def timeline_text(blocks: Sequence[Block]) -> str:
     """Return in words how long trials took and how busy the workers were."""
-    blocks = blocks_of(scene.trials)
     spans, workers = spans_of(blocks), len({block.worker for block in blocks})
     whole = [b.end - b.begin for b in blocks if b.trial.state == TrialState.COMPLETE]
     share = f"{100 * utilisation(blocks):.0f} % of the time"
@@ -130,11 +127,11 @@ def _kind(trial: FrozenTrial) -> str:
     return "repeat" if kind_of(trial) == CONFIRM else trial.state.name.lower()
 
 
-def timeline_key(scene: Scene) -> Markup:
+def timeline_key(blocks: Sequence[Block]) -> Markup:
     """Return the legend of the timeline: what it holds."""
     entries = (("complete", "complete"), ("pruned", "stopped early"), ("fail", "failed"))
     items = (*entries, ("repeat", "repeat with another seed"))
-    there = {_kind(block.trial) for block in blocks_of(scene.trials)}
+    there = {_kind(block.trial) for block in blocks}
     signs = (
         f'<span class="entry"><svg class="sign" viewBox="0 0 16 16" aria-hidden="true">'
         f'<rect class="block {css}" x="1" y="3" width="14" height="10"/></svg>{text}</span>'

@@ -51,7 +51,7 @@ def _parallel(
         along = (1 - place if upright else place) * (ends[1] - ends[0]) + ends[0]
         return (first + index * step, along) if upright else (along, first + index * step)
 
-    value_axis = linear(*scene.range(), "fitness", 5 if upright else 4)
+    value_axis = linear(*scene.range, "fitness", 5 if upright else 4)
     parts: list[str] = []
     for index, gene in enumerate(genes):
         parts += _spine(pixel, index, gene.name, of_gene(gene).ticks, upright)

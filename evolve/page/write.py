@@ -1,15 +1,15 @@
 """A study's files for people: report.html, the plots for papers, the table of trials."""
 
-import multiprocessing
-import threading
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 from optuna import Study
 
+from evolve.beside import beside
 from evolve.config import StudyConfig
 from evolve.figures import write_importance_plot, write_parallel_plot
+from evolve.findings import MANY
 from evolve.page.scene import scene_of, winner_of
 from evolve.page.sections import page_of
 from evolve.report import (
@@ -20,8 +20,7 @@ from evolve.report import (
 )
 from evolve.summary import Summary
 
-PAGE = "report.html"
-MANY = 1000  # trials from which on pictures are drawn while the page is made
+PAGE, TABLE = "report.html", "trials.csv"
 
 
 def page_text(config: StudyConfig, study: Study, summary: Summary) -> str:
@@ -29,47 +28,44 @@ def page_text(config: StudyConfig, study: Study, summary: Summary) -> str:
     return page_of(scene_of(config, study, summary), datetime.now())
 
 
-def write_report(config: StudyConfig, study: Study, summary: Summary) -> list[Path]:
-    """Write all that the report command gives into the study's folder; returns the files."""
+def begin_table(config: StudyConfig, study: Study) -> Callable[[], None]:
+    """Begin to write trials.csv; returns what waits for it. Of few trials it is written then."""
+    trials = study.get_trials(deepcopy=False)
+
+    def write() -> None:
+        write_trials_csv(trials, config, config.directory / TABLE)
+
+    return beside(write) if len(trials) > MANY else write
+
+
+def write_report(
+    config: StudyConfig,
+    study: Study,
+    summary: Summary,
+    table: Callable[[], None] | None = None,
+) -> list[Path]:
+    """Write all that the report command gives into the study's folder; returns the files.
+
+    `table` is what waits for trials.csv, if it was begun.
+    """
     folder = config.directory
     trials, winner = study.get_trials(deepcopy=False), winner_of(study, summary)
+    number = winner.number if winner else None
 
-    def from_trials() -> None:
-        write_trials_csv(trials, config, folder / "trials.csv")
-        number = winner.number if winner else None
-        write_convergence_plot(trials, config, folder / "convergence.png", number)
+    def panels() -> None:
         write_parameter_plot(trials, config, folder / "parameters.png", number)
 
-    finish = _beside(from_trials) if len(trials) > MANY else from_trials
+    finish = beside(panels) if len(trials) > MANY else panels
     scene = scene_of(config, study, summary)
     with replacing(folder / PAGE) as partial:
         text = page_of(scene, datetime.now())
         partial.write_text(text, encoding="utf-8", errors="replace")
-    names = ("trials.csv", "convergence.png", "parameters.png")
-    files = [folder / PAGE, *(folder / name for name in names)]
+    write_convergence_plot(trials, config, folder / "convergence.png", number)
+    files = [folder / name for name in (PAGE, TABLE, "convergence.png", "parameters.png")]
     for name, write in (("importance", write_importance_plot), ("parallel", write_parallel_plot)):
         path = folder / f"{name}.png"
         if write(scene, path):
             files.append(path)
     finish()
+    (table or begin_table(config, study))()
     return files
-
-
-def _beside(work: Callable[[], None]) -> Callable[[], None]:
-    """Start work in a copy of this process; returns what waits for it.
-
-    Where processes cannot be copied, or other threads would be cut off in the copy, or where the
-    copy fails, the work is done here by then.
-    """
-    alone = threading.active_count() == 1
-    if not alone or "fork" not in multiprocessing.get_all_start_methods():
-        return work
-    copy = multiprocessing.get_context("fork").Process(target=work, daemon=True)
-    copy.start()
-
-    def finish() -> None:
-        copy.join()
-        if copy.exitcode:
-            work()
-
-    return finish

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from evolve.samplers.observations import Array, Observations, Places, Scale
 from evolve.samplers.surrogate import Shape, Surrogate, fit
@@ -63,6 +62,8 @@ class Prior:
         predicted, _ = self.model.predict(seen.cubes)
         if np.ptp(predicted) == 0.0:
             return TRUST * IMAGINED / (IMAGINED + count)
+        from scipy.stats import spearmanr  # slow to load, and of use to a warm start alone
+
         found = float(spearmanr(predicted, seen.values).statistic)
         return (IMAGINED * TRUST + count * found) / (IMAGINED + count)
 

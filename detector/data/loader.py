@@ -7,7 +7,6 @@ and of the seed, so workers hold no state and cannot miss the switch to the no-a
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -162,18 +161,6 @@ class TrainingPictures(Dataset):
     def __getitem__(self, item: Item) -> Pictured:
         plan, boxes, labels = self.plan(item)
         return render(plan, self.cache), boxes, labels
-
-    def __getitems__(self, items: Sequence[Item]) -> list[Pictured]:
-        """Return the pictures of a batch, drawn by as many threads as torch computes with.
-
-        The data loader calls this. In its worker processes that is one thread; without workers
-        the network waits for its pictures, on cores that are idle meanwhile.
-        """
-        threads = min(torch.get_num_threads(), len(items))
-        if threads < 2:
-            return [self[item] for item in items]
-        with ThreadPoolExecutor(threads) as pool:  # OpenCV draws without the interpreter's lock
-            return list(pool.map(self.__getitem__, items))
 
 
 class TrainingPlans(Dataset):

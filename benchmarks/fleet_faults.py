@@ -39,19 +39,22 @@ def cut(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             time.sleep(0.5)
         joined = tools.start(place, *joining, prefix=second)
         try:
-            while _ended_by(place) < 5:
+            while _noted_by(place, "ended") < 5:
                 time.sleep(0.5)
-            before, elsewhere = server.complete() or 0, _ended_by(place)
+            before = server.complete() or 0
+            while _noted_by(place, "begun") == _noted_by(place, "ended"):
+                time.sleep(0.02)  # it shall be at a trial when the link goes
+            elsewhere = _noted_by(place, "ended")
             _ip("-n", SPACES[0], "link", "set", "veth-a", "down")
             time.sleep(CUT_SECONDS)
             during = (server.complete() or 0) - before
-            silent = _ended_by(place) - elsewhere
+            silent = _noted_by(place, "ended") - elsewhere
             _ip("-n", SPACES[0], "link", "set", "veth-a", "up")
             codes = tools.wait_all([leader, joined], 600.0)
         finally:
             tools.end_all([leader, joined])
         found = _audit_in(first, tree, folder)
-        after = _ended_by(place) - elsewhere - silent
+        after = _noted_by(place, "ended") - elsewhere - silent
     whole = found["complete"] == CUT_TRIALS and not (
         found["unfinished"] or found["failed"] or found["record"]
     )
@@ -91,10 +94,10 @@ def _ip(*arguments: str, check: bool = True) -> None:
         raise RuntimeError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
 
 
-def _ended_by(place: Path) -> int:
-    """Return how many trials a machine has told the end of; its folder shows it."""
-    events = place.glob("runs/evolve/*/trials/*/events.jsonl")
-    return sum('"event": "ended"' in path.read_text(encoding="utf-8") for path in events)
+def _noted_by(place: Path, event: str) -> int:
+    """Return how many trials a machine has begun, or told the end of; its folder shows it."""
+    paths = place.glob("runs/evolve/*/trials/*/events.jsonl")
+    return sum(f'"event": "{event}"' in path.read_text(encoding="utf-8") for path in paths)
 
 
 def _audit_in(prefix: list[str], tree: dict[str, Any], folder: Path) -> dict[str, Any]:

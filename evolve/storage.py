@@ -21,7 +21,7 @@ from optuna import Study
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from sqlalchemy.exc import IntegrityError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
 from evolve.config import ConfirmOptions, Start, StudyConfig
 from evolve.errors import StudyError, did_you_mean
@@ -217,11 +217,17 @@ def _created(url: str, options: dict[str, Any]) -> BaseStorage:
     for left in range(CREATIONS - 1, -1, -1):
         try:
             return TurnCache(PatientStorage(url, engine_kwargs=options))
-        except (IntegrityError, ProgrammingError, StorageInternalError):  # somebody was quicker
-            if not left:
+        except (DBAPIError, StorageInternalError) as error:
+            if not (left and _somebody_was_quicker(error)):
                 raise
             time.sleep(random.uniform(0.1, 1.0))
     raise AssertionError("unreachable")
+
+
+def _somebody_was_quicker(error: Exception) -> bool:
+    """Return whether another process made the same table or row just now; each has its words."""
+    ours = (IntegrityError, ProgrammingError, StorageInternalError)
+    return isinstance(error, ours) or "already exists" in str(error)  # the last: SQLite
 
 
 def _difference(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> str:

@@ -48,8 +48,11 @@ class Live:
 
 
 def as_kept(trial: Trial) -> FrozenTrial:
-    """Return a trial of ours as the storage has it, without asking: nobody else writes to it."""
-    return copy.copy(trial._cached_frozen_trial)
+    """Return a trial of ours as the storage has it, without asking: nobody else writes to it.
+
+    It is a copy that stays as it is: a tracker's thread may read it later.
+    """
+    return copy.deepcopy(trial._cached_frozen_trial)
 
 
 def complete_trial(trial: Trial, space: Space, config: StudyConfig) -> Live:

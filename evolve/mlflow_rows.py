@@ -29,7 +29,8 @@ def quickened(client: Any) -> Any:
     with suppress(AttributeError):
         store = client._tracking_client.store
         known = type(store).__name__ == "SqlAlchemyStore" and store.engine.dialect.name in INSERTS
-        if known and callable(store._log_metrics) and callable(store.sanitize_metric_value):
+        ready = isinstance(store._log_metrics, functools.partial)  # MLflow keeps its stores
+        if known and not ready and callable(store.sanitize_metric_value):
             store._log_metrics = functools.partial(log_metrics, store)
             if store.engine.dialect.name == "sqlite":
                 event.listen(store.engine, "connect", _unhurried)

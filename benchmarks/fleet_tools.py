@@ -89,7 +89,11 @@ def trials_of(tree: dict[str, Any], folder: Path) -> list[FrozenTrial]:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        return load_study(parse_config(tree)).get_trials(deepcopy=False)
+        study = load_study(parse_config(tree))
+        try:
+            return study.get_trials(deepcopy=False)
+        finally:
+            study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
     except ValueError:
         return []
     finally:

@@ -128,14 +128,14 @@ def best(arguments: argparse.Namespace) -> int:
 def report(arguments: argparse.Namespace) -> int:
     """Write the report of a study: report.html, its plots as PNG, and trials.csv."""
     from evolve.findings import begin_findings
-    from evolve.page.write import begin_table, write_report
+    from evolve.page.write import Begun, write_report
     from evolve.summary import summarise
 
     soon_over()
     config, study = opened(arguments)
-    finish, table = begin_findings(config, study), begin_table(config, study)
+    finish, begun = begin_findings(config, study), Begun(config, study)
     summary = summarise(config, study)
-    files = write_report(config, study, replace(summary, found=finish()), table)
+    files = write_report(config, study, replace(summary, found=finish()), begun)
     show(arguments, {"files": [str(path) for path in files]}, "\n".join(map(str, files)))
     return 0
 

@@ -1,6 +1,6 @@
 """A study's files for people: report.html, the plots for papers, the table of trials."""
 
-from collections.abc import Callable
+import multiprocessing
 from datetime import datetime
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from evolve.findings import MANY
 from evolve.page.scene import scene_of, winner_of
 from evolve.page.sections import page_of
 from evolve.report import (
+    new_figure,
     replacing,
     write_convergence_plot,
     write_parameter_plot,
@@ -20,7 +21,7 @@ from evolve.report import (
 )
 from evolve.summary import Summary
 
-PAGE, TABLE = "report.html", "trials.csv"
+PAGE, TABLE, PANELS = "report.html", "trials.csv", "parameters.png"
 
 
 def page_text(config: StudyConfig, study: Study, summary: Summary) -> str:
@@ -28,44 +29,56 @@ def page_text(config: StudyConfig, study: Study, summary: Summary) -> str:
     return page_of(scene_of(config, study, summary), datetime.now())
 
 
-def begin_table(config: StudyConfig, study: Study) -> Callable[[], None]:
-    """Begin to write trials.csv; returns what waits for it. Of few trials it is written then."""
-    trials = study.get_trials(deepcopy=False)
+class Begun:
+    """Files that need the trials alone, or no more than who won: begun before that is known.
 
-    def write() -> None:
-        write_trials_csv(trials, config, config.directory / TABLE)
+    Of many trials they are made in a copy of this process, else by `finish`.
+    """
 
-    return beside(write) if len(trials) > MANY else write
+    def __init__(self, config: StudyConfig, study: Study) -> None:
+        self._trials, self._config = study.get_trials(deepcopy=False), config
+        self._asking, self._telling = multiprocessing.Pipe(duplex=False)
+        self._winner: list[int | None] = []  # its number, once it is told
+        many = len(self._trials) > MANY
+        self._finish = beside(self._work) if many else self._work
+
+    def tell(self, winner: int | None) -> None:
+        """Say which trial is recommended."""
+        self._winner.append(winner)
+        self._telling.send(winner)
+
+    def finish(self) -> None:
+        """Wait until the files are there; `tell` comes first."""
+        self._finish()
+        self._asking.close()
+        self._telling.close()
+
+    def _work(self) -> None:
+        folder = self._config.directory
+        write_trials_csv(self._trials, self._config, folder / TABLE)
+        new_figure(1.0, 1.0)  # loads Matplotlib
+        winner = self._winner[0] if self._winner else self._asking.recv()
+        write_parameter_plot(self._trials, self._config, folder / PANELS, winner)
 
 
 def write_report(
-    config: StudyConfig,
-    study: Study,
-    summary: Summary,
-    table: Callable[[], None] | None = None,
+    config: StudyConfig, study: Study, summary: Summary, begun: Begun | None = None
 ) -> list[Path]:
-    """Write all that the report command gives into the study's folder; returns the files.
-
-    `table` is what waits for trials.csv, if it was begun.
-    """
+    """Write all that the report command gives into the study's folder; returns the files."""
     folder = config.directory
     trials, winner = study.get_trials(deepcopy=False), winner_of(study, summary)
     number = winner.number if winner else None
-
-    def panels() -> None:
-        write_parameter_plot(trials, config, folder / "parameters.png", number)
-
-    finish = beside(panels) if len(trials) > MANY else panels
+    begun = begun or Begun(config, study)
+    begun.tell(number)
     scene = scene_of(config, study, summary)
     with replacing(folder / PAGE) as partial:
         text = page_of(scene, datetime.now())
         partial.write_text(text, encoding="utf-8", errors="replace")
     write_convergence_plot(trials, config, folder / "convergence.png", number)
-    files = [folder / name for name in (PAGE, TABLE, "convergence.png", "parameters.png")]
+    files = [folder / name for name in (PAGE, TABLE, "convergence.png", PANELS)]
     for name, write in (("importance", write_importance_plot), ("parallel", write_parallel_plot)):
         path = folder / f"{name}.png"
         if write(scene, path):
             files.append(path)
-    finish()
-    (table or begin_table(config, study))()
+    begun.finish()
     return files

@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -23,7 +24,7 @@ from evolve.description import keep_description
 from evolve.display import Display
 from evolve.gene import Gene
 from evolve.page import axes, charts, markup, scene, tables, timeline, verdict
-from evolve.page.write import page_text, write_report
+from evolve.page.write import Begun, page_text, write_report
 from evolve.printout import insight_lines
 from evolve.storage import load_study
 from evolve.study import run_study
@@ -568,3 +569,34 @@ def test_the_importance_is_drawn_where_it_is_known(
     assert "importance.png" in files
     page = Page((config.directory / "report.html").read_text(encoding="utf-8"))
     assert "matters most momentum" in page.words["verdict"]
+
+
+@pytest.mark.parametrize("begun_before", [False, True])
+def test_the_files_of_many_trials_are_made_in_a_copy_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun_before: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = configured(confirm=0)
+    study = important(optuna.create_study(direction="maximize"), config)
+    summary, folder = summarise(config, study), config.directory
+    plain = write_report(config, study, summary)
+    names = ("trials.csv", "parameters.png")
+    contents = [(folder / name).read_bytes() for name in names]
+    for name in names:
+        (folder / name).unlink()
+    monkeypatch.setattr("evolve.page.write.MANY", 0)
+    monkeypatch.setattr("evolve.beside.threading.active_count", lambda: 1)
+    monkeypatch.setattr("evolve.page.write.Begun._work", not_here(os.getpid(), Begun._work))
+    begun = Begun(config, study) if begun_before else None
+    assert write_report(config, study, summary, begun) == plain
+    assert [(folder / name).read_bytes() for name in names] == contents
+
+
+def not_here(here: int, work: Callable[[Begun], None]) -> Callable[[Begun], None]:
+    """Return work that fails in this process, and is done in its copy."""
+
+    def elsewhere(begun: Begun) -> None:
+        assert os.getpid() != here
+        work(begun)
+
+    return elsewhere

@@ -142,7 +142,7 @@ def add_lines(
 def save(figure: Any, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
     with replacing(path) as partial:
-        figure.savefig(partial, format="png", pil_kwargs={"compress_level": 1})
+        figure.savefig(partial, format="png")
 
 
 # ---- what is drawn ---------------------------------------------------------------------------

@@ -88,6 +88,7 @@ log = logging.getLogger("detector")
 METRICS = ("fitness", *METRIC_NAMES)
 CHECK_EVERY = 20  # steps between looks at the loss; each look waits for the device
 SAVE_SECONDS = 600  # between two saves within a long epoch
+WORTH_SAVING = 30  # seconds of training that an evaluation which is broken off must not cost
 Report = Callable[[int, dict[str, float]], bool]
 Item = TypeVar("Item")
 
@@ -275,6 +276,8 @@ def train(
         copy_from_first(network, average.module)  # each rank has its own batch-norm statistics
         trained = len(train_samples) - min(len(train_samples), skipped * hyp.nbs)
         speed = trained / (time.monotonic() - epoch_started)
+        if is_first() and time.monotonic() - saved > WORTH_SAVING:
+            state.save(weights, config, hyp, data.names)
 
         # ---- evaluate, record, save
         row: Row = {
@@ -302,6 +305,7 @@ def train(
             if state.best["epoch"] == epoch:
                 save_checkpoint(weights / "best.pt", content)
             write_results(directory / "results.csv", state.history)
+        saved = time.monotonic()
         tracker.log(epoch, {name: value for name, value in row.items() if name != "epoch"})
         log.info(epoch_line(row, state.epochs, state.history[first_epoch:]))
         told = report and "fitness" in row and from_first(report, epoch, {**row})

@@ -67,6 +67,27 @@ def test_a_run_interrupted_within_an_epoch_goes_on_bit_for_bit(
         assert without_times(one) == without_times(other)
 
 
+def test_a_run_killed_in_its_evaluation_repeats_the_evaluation_alone(
+    tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: Any) -> None:
+        raise SystemExit
+
+    config, hyp = settings(tiny_set, epochs=2)  # 4 steps an epoch
+    whole = train(config, hyp, tmp_path / "whole")
+    monkeypatch.setattr(module, "WORTH_SAVING", 0)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(module, "evaluate_family", killed)
+        train(config, hyp, tmp_path / "parts")
+    steps: list[int] = []
+    count = Callbacks(on_step=lambda step, parts: steps.append(step))
+    rest = train(config, hyp, tmp_path / "parts", resume=True, callbacks=count)
+    assert steps == [5, 6, 7, 8]
+    assert rest.metrics == whole.metrics
+    first, second = network_of(tmp_path / "whole"), network_of(tmp_path / "parts")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_a_torn_last_checkpoint_is_named_and_the_one_before_is_used(
     tiny_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -252,6 +252,15 @@ class TurnCache(_CachedStorage):
     _backend: PatientStorage
     _known: tuple[int, State] | None = None
 
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        state = self._backend.state()
+        current = state is not None and self._known == (study_id, state)
+        trial_id = super().create_new_trial(study_id, template_trial)
+        state = self._backend.state()
+        if current and state is not None:  # the new one is in the cache: nothing else has changed
+            self._known = (study_id, state)
+        return trial_id
+
     def _read_trials_from_remote_storage(self, study_id: int) -> None:
         state = self._backend.state()
         known = None if state is None else (study_id, state)

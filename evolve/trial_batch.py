@@ -54,10 +54,11 @@ class BatchStorage(RowStorage):
             self._write(batch)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        if self._batch is None or self._batch.trial_id != trial_id:
-            return super().set_trial_user_attr(trial_id, key, value)
         row = {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
-        self._batch.user_attrs[key] = row
+        if self._batch is None or self._batch.trial_id != trial_id:
+            self._write(Batch(trial_id, user_attrs={key: row}))
+        else:
+            self._batch.user_attrs[key] = row
 
     def _set_trial_param(
         self,
@@ -81,7 +82,9 @@ class BatchStorage(RowStorage):
     def _write(self, batch: Batch) -> None:
         with self.engine.begin() as connection:
             query = select(TRIALS.state).where(TRIALS.trial_id == batch.trial_id)
-            state = connection.execute(query).scalar_one()
+            state = connection.execute(query).scalar_one_or_none()
+            if state is None:
+                raise KeyError(f"there is no trial with the id {batch.trial_id}")
             self.check_trial_is_updatable(batch.trial_id, state)
             _upsert(connection, models.TrialParamModel, "param_name", list(batch.params.values()))
             kind = models.TrialUserAttributeModel

@@ -9,17 +9,32 @@ import json
 from collections import defaultdict
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import starmap
 from typing import Any
 
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import ColumnElement, Connection, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    String,
+    bindparam,
+    cast,
+    literal_column,
+    null,
+    or_,
+    select,
+    union_all,
+)
 
 ByTrial = defaultdict[int, dict[Any, Any]]  # from the id of a trial
 Clause = ColumnElement[bool]
+Row = Sequence[Any]  # id of the trial, key, number, text
 TRIALS = models.TrialModel.__table__.c
+FEW = 50  # trials that are read by a single query
 MANY = 1000  # ids that a query may name one by one; SQLite takes no more than its build allows
 
 
@@ -32,6 +47,14 @@ class RowStorage(RDBStorage):
         if not found:
             raise KeyError(f"there is no trial with the id {trial_id}")
         return found[0]
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        table = models.StudyUserAttributeModel.__table__
+        query = select(table.c.key, table.c.value_json).where(table.c.study_id == study_id)
+        with self.engine.connect() as connection:
+            rows = connection.execute(query.order_by(*table.primary_key)).all()
+        found = {key: json.loads(text) for key, text in rows}
+        return found or super().get_study_user_attrs(study_id)  # which knows unknown studies
 
     def _get_trials(
         self,
@@ -65,12 +88,13 @@ def read_trials(connection: Connection, *which: Clause) -> list[FrozenTrial]:
     if not rows:
         return []
     # Of a few trials a database finds the rows by their ids; else it may look at all it has.
+    ids = [row.trial_id for row in rows]
     if len(rows) <= MANY:
-        which = (TRIALS.trial_id.in_([row.trial_id for row in rows]),)
-    params, distributions = _params(connection, which)
-    user_attrs = _attributes(connection, which, models.TrialUserAttributeModel)
-    system_attrs = _attributes(connection, which, models.TrialSystemAttributeModel)
-    values, reports = _values(connection, which), _reports(connection, which)
+        which = (TRIALS.trial_id.in_(ids),)
+    tables = _of_few(connection, ids) if len(rows) <= FEW else _of_all(connection, which)
+    params, distributions = _params(next(tables))
+    user_attrs, system_attrs = _attributes(next(tables)), _attributes(next(tables))
+    values, reports = _values(next(tables)), _reports(next(tables))
     found, times = [], models.TrialModel()  # which knows how times are stored
     for trial_id, number, state, start, complete in rows:
         own = values.get(trial_id)
@@ -106,25 +130,60 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _rows(
-    connection: Connection, which: Sequence[Clause], model: type[models.BaseModel], *names: str
-) -> Any:
-    """Return a cursor over columns of a table of the trials, in the order of its writing."""
+# ---- the tables of what a trial holds
+
+# the columns of each with a key, a number, and a text or the kind of the number
+PARTS: dict[type[models.BaseModel], tuple[str, str | None, str]] = {
+    models.TrialParamModel: ("param_name", "param_value", "distribution_json"),
+    models.TrialUserAttributeModel: ("key", None, "value_json"),
+    models.TrialSystemAttributeModel: ("key", None, "value_json"),
+    models.TrialValueModel: ("objective", "value", "value_type"),
+    models.TrialIntermediateValueModel: ("step", "intermediate_value", "intermediate_value_type"),
+}
+
+
+def _of_all(connection: Connection, which: Sequence[Clause]) -> Iterator[list[Row]]:
+    """Yield the rows of each table, in the order of their writing."""
+    for model, names in PARTS.items():
+        table = model.__table__
+        columns = (null() if name is None else table.c[name] for name in names)
+        query = select(table.c.trial_id, *columns)
+        query = query.join(models.TrialModel.__table__, TRIALS.trial_id == table.c.trial_id)
+        found = connection.execute(query.where(*which).order_by(*table.primary_key))
+        # the driver's own rows: of text and numbers, which SQLAlchemy would only wrap one by one
+        yield list(found.cursor.fetchall())
+
+
+def _part(place: int, model: type[models.BaseModel]) -> Select[Any]:
     table = model.__table__
-    query = select(table.c.trial_id, *(table.c[name] for name in names))
-    query = query.join(models.TrialModel.__table__, TRIALS.trial_id == table.c.trial_id)
-    return connection.execute(query.where(*which).order_by(*table.primary_key))
+    key, number, text = PARTS[model]
+    return select(
+        literal_column(str(place)).label("place"),
+        *(column.label("row") for column in table.primary_key),
+        table.c.trial_id,
+        cast(table.c[key], String).label("key"),
+        (null() if number is None else table.c[number]).label("number"),
+        cast(table.c[text], String).label("text"),
+    ).where(table.c.trial_id.in_(bindparam("ids", expanding=True)))
 
 
-def _params(connection: Connection, which: Sequence[Clause]) -> tuple[ByTrial, ByTrial]:
+TOGETHER = union_all(*starmap(_part, enumerate(PARTS))).order_by("place", "row")
+
+
+def _of_few(connection: Connection, ids: Sequence[int]) -> Iterator[list[Row]]:
+    """Yield what `_of_all` does, by a single query: each has its price, also without a row."""
+    found: list[list[Row]] = [[] for _ in PARTS]
+    for place, _, *row in connection.execute(TOGETHER, {"ids": ids}).cursor.fetchall():
+        found[place].append(row)
+    yield from found
+
+
+def _params(rows: list[Row]) -> tuple[ByTrial, ByTrial]:
     """Return values and distributions of the trials; equal distributions are one object."""
     known: dict[str, BaseDistribution] = {}
     params: ByTrial = defaultdict(dict)
     distributions: ByTrial = defaultdict(dict)
-    names = ("param_name", "param_value", "distribution_json")
-    rows = _rows(connection, which, models.TrialParamModel, *names)
-    # the driver's own rows: of text and floats, which SQLAlchemy would only wrap one by one
-    for trial_id, name, value, text in rows.cursor.fetchall():
+    for trial_id, name, value, text in rows:
         kind = known.get(text)
         if kind is None:
             kind = known[text] = json_to_distribution(text)
@@ -133,27 +192,24 @@ def _params(connection: Connection, which: Sequence[Clause]) -> tuple[ByTrial, B
     return params, distributions
 
 
-def _attributes(
-    connection: Connection, which: Sequence[Clause], model: type[models.BaseModel]
-) -> ByTrial:
+def _attributes(rows: list[Row]) -> ByTrial:
     found: ByTrial = defaultdict(dict)
-    for trial_id, key, text in _rows(connection, which, model, "key", "value_json"):
+    for trial_id, key, _, text in rows:
         found[trial_id][key] = json.loads(text)
     return found
 
 
-def _values(connection: Connection, which: Sequence[Clause]) -> ByTrial:
+def _values(rows: list[Row]) -> ByTrial:
     model, found = models.TrialValueModel, defaultdict[int, dict[Any, Any]](dict)
-    for trial_id, objective, value, kind in _rows(
-        connection, which, model, "objective", "value", "value_type"
-    ):
-        found[trial_id][objective] = model.stored_repr_to_value(value, kind)
+    for trial_id, objective, value, kind in rows:
+        value = model.stored_repr_to_value(value, model.TrialValueType[kind])
+        found[trial_id][int(objective)] = value
     return found
 
 
-def _reports(connection: Connection, which: Sequence[Clause]) -> ByTrial:
+def _reports(rows: list[Row]) -> ByTrial:
     model, found = models.TrialIntermediateValueModel, defaultdict[int, dict[Any, Any]](dict)
-    names = ("step", "intermediate_value", "intermediate_value_type")
-    for trial_id, step, value, kind in _rows(connection, which, model, *names):
-        found[trial_id][step] = model.stored_repr_to_intermediate_value(value, kind)
+    for trial_id, step, value, kind in rows:
+        kind = model.TrialIntermediateValueType[kind]
+        found[trial_id][int(step)] = model.stored_repr_to_intermediate_value(value, kind)
     return found

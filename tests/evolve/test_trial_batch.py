@@ -134,9 +134,14 @@ def test_within_a_turn_the_trials_are_read_once(
         assert len(study.get_trials()) == 1
         other.tell(other.ask(KINDS), 0.6)  # somebody who does not keep to the turns
         assert len(study.get_trials()) == 1 and len(readings) == 1
-        study.enqueue_trial({"lr0": 0.02})  # our own writing is seen
-        assert [trial.state.name for trial in study.get_trials()][-1] == "WAITING"
-        assert len(readings) == 2
+        study.enqueue_trial({"lr0": 0.02})  # what we begin is known without a look
+        assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE", "WAITING"]
+        assert len(readings) == 1
+        trial = study.get_trials(deepcopy=False)[-1]
+        study._storage.set_trial_user_attr(trial._trial_id, "seed", 3)  # other writing is seen
+        found = study.get_trials()
+        assert found[-1].user_attrs == {"seed": 3} and len(readings) == 2
+        assert [trial.state.name for trial in found] == ["COMPLETE", "COMPLETE", "WAITING"]
     other.tell(other.ask(KINDS), 0.7)  # it takes the one that was enqueued
     assert [trial.value for trial in study.get_trials()] == [0.5, 0.6, 0.7]
     other.tell(other.ask(KINDS), 0.8)

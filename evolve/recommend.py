@@ -5,6 +5,10 @@ process that is conditioned on every measurement does both: a place measured oft
 itself, one measured once is judged by its neighbours too. Of equals the surer gain over the start
 values is recommended, so that a study rarely ends worse than it began.
 Source: Frazier 2018, arXiv 1807.02811, section 5.
+
+Where noise chose among the best, the middle of them is better than each: their errors cancel out,
+what they have in common stays. Source: Beyer 1995, "Toward a theory of evolution strategies: on the
+benefits of sex" (genetic repair); weights of Hansen 2016, arXiv 1604.00772, equation 49.
 """
 
 import math
@@ -24,18 +28,21 @@ from evolve.space import Params, Space
 LEAST = 8  # trials from which a model is made; of fewer the best measured one is taken
 CAUTION = 1.0  # standard errors by which a gain over the start values is counted for less
 DOUBT = 1.3  # errors are so much larger: one set of model hyperparameters is taken for true
+BLEND_DOUBT = 1.5  # of a place between the measured ones
 TRUST = 4  # one measurement with all that its neighbours say counts as so many, at most
 Z90 = 1.6448536269514722  # half width of a 90 % interval in standard errors
+BLENDED = 2, 3, 5, 8  # how many of the best are blended
+UNMEASURED = -1  # the trial of a blend
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One measured configuration, judged with all that the study knows.
+    """One configuration, judged with all that the study knows.
 
     Args:
         mean: estimated true fitness. sd: standard deviation of one measurement.
         n: how often it was measured. interval: of 90 % for the true fitness.
-        trial: number of the first trial with these values.
+        trial: number of the first trial with these values, -1 of a blend nobody has measured.
     """
 
     params: Params
@@ -58,21 +65,52 @@ def recommendations(
     Configurations that keep all limits stand first.
     """
     known = observe(trials, Places(space, dict(start)), maximize=maximize)
-    groups: dict[bytes, list[int]] = {}  # rows of each configuration
-    for row, trial in enumerate(known.trials):
-        if trial.state == TrialState.COMPLETE:
-            groups.setdefault(known.cubes[row].tobytes(), []).append(row)
-    at_start = space.to_unit({name: start[name] for name in space.names})
-    if len(groups) > 1:
-        groups.pop(at_start.tobytes(), None)
-    estimates = _estimated(known, space, at_start)
-
-    def order(rows: list[int]) -> tuple[float, float, int]:
-        row = rows[0]
-        return excess(known.trials[row]), -estimates.safe_gains[row], known.trials[row].number
-
-    ranked = sorted(groups.values(), key=order)
+    estimates = _estimated(known, space, _cube(start, space))
+    ranked = _ranked(known, estimates, _cube(start, space))
     return [_recommended(rows, known, estimates, 1.0 if maximize else -1.0) for rows in ranked]
+
+
+def surest_blend(
+    trials: Sequence[FrozenTrial],
+    space: Space,
+    start: Mapping[str, Any],
+    *,
+    maximize: bool = True,
+) -> Recommendation | None:
+    """Return the blend of the best configurations that gains more surely than each of them.
+
+    None if there is none, and under limits, which a new place may not keep.
+    """
+    known = observe(trials, Places(space, dict(start)), maximize=maximize)
+    at_start = _cube(start, space)
+    estimates = _estimated(known, space, at_start)
+    model, scale, ranked = estimates.model, estimates.scale, _ranked(known, estimates, at_start)
+    if model is None or scale is None or known.limits.shape[1]:
+        return None
+    best = np.array([known.cubes[rows[0]] for rows in ranked[: BLENDED[-1]]])
+    middles = [_middle(best[:count], model.shape) for count in BLENDED if count <= len(best)]
+    blends = [space.settled(space.from_unit(middle), dict(start)) for middle in middles]
+    places = np.array([_cube(params, space) for params in blends]).reshape(-1, len(at_start))
+    gains, errors = model.difference(places, at_start)
+    tried = (places[:, None, :] == known.cubes[None, :, :]).all(axis=2).any(axis=1)
+    safe_gains = np.where(tried, -math.inf, gains - CAUTION * errors)
+    if not (safe_gains > estimates.safe_gains[ranked[0][0]]).any():
+        return None
+    index = int(np.argmax(safe_gains))
+    means, errors = model.predict(places[index : index + 1])
+    mean = float(scale.original(means)[0]) * (1.0 if maximize else -1.0)
+    half = _half(BLEND_DOUBT * float(errors[0]) * scale.unit, estimates.noise, 0)
+    return Recommendation(
+        blends[index], mean, estimates.noise, 0, (mean - half, mean + half), UNMEASURED
+    )
+
+
+def _middle(best: Array, shape: Shape) -> Array:
+    """Return the weighted mean (G,) of the best places (M, G), best first; choices of the first."""
+    count = len(best)
+    weights = math.log(count + 1) - np.log(np.arange(1, count + 1))
+    found: Array = np.where(shape.ordered, weights @ best / weights.sum(), best[0])
+    return found
 
 
 def length_scales(
@@ -97,13 +135,16 @@ def length_scales(
 class _Estimates:
     """Of each observed place (N,): mean and standard error of its true value, larger is better.
 
-    `safe_gains` is the gain over the start values less what caution takes from it.
+    `safe_gains` is the gain over the start values less what caution takes from it. `model` speaks
+    in the standard units of `scale`; with few trials there is none.
     """
 
     means: Array
     errors: Array
     safe_gains: Array
     noise: float
+    scale: Scale | None = None
+    model: Surrogate | None = None
 
 
 def _estimated(known: Observations, space: Space, start: Array) -> _Estimates:
@@ -122,7 +163,29 @@ def _estimated(known: Observations, space: Space, start: Array) -> _Estimates:
         errors=DOUBT * errors * scale.unit,
         safe_gains=gains - CAUTION * gain_errors,
         noise=math.sqrt(hyper.noise) * scale.unit,
+        scale=scale,
+        model=model,
     )
+
+
+def _ranked(known: Observations, estimates: _Estimates, at_start: Array) -> list[list[int]]:
+    """Return the rows of each configuration, best first; the start values only if nothing else."""
+    groups: dict[bytes, list[int]] = {}
+    for row, trial in enumerate(known.trials):
+        if trial.state == TrialState.COMPLETE:
+            groups.setdefault(known.cubes[row].tobytes(), []).append(row)
+    if len(groups) > 1:
+        groups.pop(at_start.tobytes(), None)
+
+    def order(rows: list[int]) -> tuple[float, float, int]:
+        row = rows[0]
+        return excess(known.trials[row]), -estimates.safe_gains[row], known.trials[row].number
+
+    return sorted(groups.values(), key=order)
+
+
+def _cube(params: Mapping[str, Any], space: Space) -> Array:
+    return space.to_unit({name: params[name] for name in space.names})
 
 
 def _hyper_of(known: Observations, shape: Shape, scale: Scale) -> Hyper:
@@ -141,9 +204,7 @@ def _recommended(
 ) -> Recommendation:
     trial = known.trials[rows[0]]
     mean = sign * float(estimates.means[rows[0]])
-    # late in a study many neighbours make the model surer of a place than it is right about it
-    least = estimates.noise / math.sqrt(len(rows) - 1 + TRUST)
-    half = Z90 * max(float(estimates.errors[rows[0]]), least)
+    half = _half(float(estimates.errors[rows[0]]), estimates.noise, len(rows))
     return Recommendation(
         params=dict(trial.params),
         mean=mean,
@@ -152,3 +213,9 @@ def _recommended(
         interval=(mean - half, mean + half),
         trial=trial.number,
     )
+
+
+def _half(error: float, noise: float, n: int) -> float:
+    """Return half the width of a 90 % interval of what was measured n times."""
+    # late in a study many neighbours make the model surer of a place than it is right about it
+    return Z90 * max(error, noise / math.sqrt(n - 1 + TRUST))

@@ -11,7 +11,7 @@ a reopened study goes on exactly as if it had never been closed.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from scipy.optimize import minimize
 
+from evolve.record import COUNTED
 from evolve.samplers.genetic import GeneticSampler, check_options, reflected
 from evolve.samplers.merit import Knowledge, know
 from evolve.samplers.observations import (
@@ -35,6 +36,9 @@ from evolve.samplers.prior import PRIOR, Prior
 from evolve.samplers.seen import Seen
 from evolve.samplers.surrogate import Hyper, fit
 from evolve.space import Params, Space
+
+if TYPE_CHECKING:
+    from evolve.recommend import Recommendation
 
 SHORT = 0.05  # shortest step of a candidate in sigmas: late in a study the best is near
 LONG = 1.5
@@ -68,7 +72,8 @@ class GuidedSampler(GeneticSampler):
     Args:
         space: the genes; None takes what the study's trials have in common.
         start: values of trial 0 and centre of the search; None starts in the middle.
-        budget: expected number of trials. A hint that is never needed.
+        budget: expected number of trials, a hint that is never needed: the last of them measures
+            the blend that `recommend` would name.
     """
 
     def __init__(
@@ -98,6 +103,9 @@ class GuidedSampler(GeneticSampler):
             return start
         if len(known.values) + len(known.running) < self._guided.startup or len(known.values) < 3:
             return self._child(seen, space.to_unit(start)[None, :], rng, 1.0)
+        blend = self._blend(study, space, start) if self._is_last(seen) else None
+        if blend is not None and not seen.has(blend.params):
+            return blend.params
         knowledge = self._know(known, space)
         places = _ranked(self._candidates(known, knowledge, seen, rng), knowledge)
         ranked = (space.settled(space.from_unit(cube), seen.start) for cube in places)
@@ -105,6 +113,27 @@ class GuidedSampler(GeneticSampler):
         if not seen.has(first):
             return first
         return next((params for params in ranked if not seen.has(params)), first)
+
+    def recommend(self, study: Study) -> "Recommendation":
+        """Return the configuration that is probably best, judged with all that the study knows.
+
+        It may be a blend of the best ones, which nobody has measured. Raises: ValueError if no
+        trial is complete.
+        """
+        measured = super().recommend(study)
+        space = self._space_of(study)
+        blend = self._blend(study, space, {**space.middle(), **(self._start or {})})
+        return measured if blend is None else blend
+
+    def _is_last(self, seen: Seen) -> bool:
+        begun = sum(trial.state in COUNTED for trial in seen.finished) + len(seen.running)
+        return self._budget is not None and begun >= self._budget - 1
+
+    def _blend(self, study: Study, space: Space, start: Params) -> "Recommendation | None":
+        from evolve.recommend import surest_blend
+
+        maximize = study.directions[0] == StudyDirection.MAXIMIZE
+        return surest_blend(study.get_trials(deepcopy=False), space, start, maximize=maximize)
 
     def stop_reason(self, study: Study) -> str:
         """Return why another trial does not pay, "" while it may.

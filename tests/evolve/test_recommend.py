@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evolve import GuidedSampler, Space
-from evolve.recommend import recommendations
+from evolve.recommend import UNMEASURED, recommendations, surest_blend
 from evolve.samplers import merit
 from evolve.samplers.guided import GuidedOptions
 
@@ -82,6 +82,69 @@ def test_the_start_values_are_recommended_only_if_nothing_else_was_measured() ->
     assert recommendations(alone, LINE, {"x": 0.5})[0].trial == 0
     beside = [*alone, trial(1, 0.6, 0.9)]
     assert [item.trial for item in recommendations(beside, LINE, {"x": 0.5})] == [1]
+
+
+WIDE = Space.from_dict({f"x{i}": {"low": 0.0, "high": 1.0} for i in range(12)})
+WIDE_START = dict.fromkeys(WIDE.names, 0.4)
+
+
+def scattered(seed: int, space: Space, **attributes: Any) -> list[FrozenTrial]:
+    """Return 24 noisy trials around the start values of a wide bowl; a choice does not matter."""
+    rng, made = np.random.default_rng(seed), []
+    for number in range(24):
+        cube = np.clip(0.4 + 0.2 * rng.standard_normal(len(space.genes)), 0.0, 1.0)
+        params = space.from_unit(cube)
+        height = bowl({name: params[name] for name in WIDE.names})
+        value = height + 0.2 * rng.standard_normal()
+        kinds = space.distributions()
+        made.append(create_trial(params=params, distributions=kinds, value=value, **attributes))
+        made[-1].number = number
+    return made
+
+
+def test_under_noise_a_blend_of_the_best_is_better_than_each() -> None:
+    gains, inside = [], []
+    for seed in range(10):
+        trials = scattered(seed, WIDE)
+        best = recommendations(trials, WIDE, WIDE_START)[0]
+        blend = surest_blend(trials, WIDE, WIDE_START)
+        if blend is None:
+            continue
+        gains.append(bowl(blend.params) - bowl(best.params))
+        inside.append(blend.interval[0] < bowl(blend.params) < blend.interval[1])
+        assert (blend.trial, blend.n) == (UNMEASURED, 0) and blend.sd == best.sd
+    assert len(gains) >= 7
+    assert np.mean(gains) > 0.1 and np.mean(np.greater(gains, 0.0)) >= 0.75
+    assert np.mean(inside) >= 0.8
+
+
+def test_a_blend_stands_on_the_grid_and_takes_the_choices_of_the_best() -> None:
+    genes = {name: {"low": 0.0, "high": 1.0, "step": 0.125} for name in WIDE.names}
+    space = Space.from_dict({**genes, "kind": {"choices": ["a", "b", "c"]}})
+    start, trials = {**space.middle(), **WIDE_START}, scattered(0, space)
+    blend = surest_blend(trials, space, start)
+    assert blend is not None
+    assert all(blend.params[name] % 0.125 == 0.0 for name in WIDE.names)
+    assert blend.params["kind"] == recommendations(trials, space, start)[0].params["kind"]
+    assert all(blend.params != trial.params for trial in trials)
+
+
+def test_nothing_is_blended_under_limits_nor_of_few_trials() -> None:
+    limited = scattered(0, WIDE, system_attrs={"constraints": [-1.0]})
+    assert surest_blend(limited, WIDE, WIDE_START) is None
+    assert surest_blend(scattered(0, WIDE)[:5], WIDE, WIDE_START) is None
+
+
+def test_the_last_trial_of_a_known_number_measures_the_blend() -> None:
+    known = GuidedSampler(space=BOWL, start=BOWL_START, budget=20)
+    study = run(known, 19, noise=0.15)
+    named = known.recommend(study)
+    assert named.trial == UNMEASURED
+    last = study.ask(BOWL.distributions())
+    assert last.params == named.params
+    unknown = GuidedSampler(space=BOWL, start=BOWL_START)
+    assert unknown.recommend(study).params == named.params
+    assert run(unknown, 20, noise=0.15).trials[-1].params != named.params
 
 
 def test_fewer_is_better_where_a_study_minimises() -> None:

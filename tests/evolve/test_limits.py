@@ -160,7 +160,9 @@ def test_a_limited_metric_that_is_missing_ends_the_run(write_study: WriteStudy) 
 
 
 def test_several_objectives_give_a_front(
-    write_study: WriteStudy, capsys: pytest.CaptureFixture[str]
+    write_study: WriteStudy,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     write_study(
         "sized",
@@ -183,6 +185,7 @@ def test_several_objectives_give_a_front(
     best = yaml.safe_load(Path("hyp/best.yaml").read_text())
     assert best == summary.front[0].params
     assert "latency_ms" in Path("hyp/best.yaml").read_text()
+    assert "could not be written" not in caplog.text
     for name in ("trials.csv", "convergence.png", "parameters.png"):
         assert (Path("runs/evolve/toy") / name).is_file()
 

@@ -15,6 +15,7 @@ COUNTS = (25, 50, 100, 200, 300)
 SUBJECT = "guided"
 FINAL_SEEDS = 10  # seeds below are for development and stand in no final table
 LEAST = 1e-9  # relative: a smaller difference is rounding
+ENOUGH = 10  # runs that a comparison with the strongest needs
 
 Record = dict[str, Any]
 Row = dict[str, Any]
@@ -169,10 +170,9 @@ def duels(found: Sequence[Score], subject: str) -> list[Row]:
 
 
 def hardest(rows: Sequence[Row], names: Sequence[str]) -> Row | None:
-    """Return the comparison with the strongest of some strategies."""
-    return max(
-        (row for row in rows if row["rival"] in names), key=lambda row: row["ratio"], default=None
-    )
+    """Return the comparison with the strongest of some strategies that have enough runs."""
+    known = (row for row in rows if row["rival"] in names and row["runs"] >= ENOUGH)
+    return max(known, key=lambda row: row["ratio"], default=None)
 
 
 def thinking(records: Iterable[Record]) -> list[Row]:
@@ -357,6 +357,12 @@ def markdown(report: Row) -> str:
                 f" ({row['runs']} runs)"
                 for whose, row in (("Optuna's", part["optuna"]), ("the wired-up", part["wired"]))
                 if row
+            ]
+            few = [row for row in part["duels"] if row["runs"] < ENOUGH]
+            lines += [
+                f"- too few runs to say: {row['rival']}, ratio {row['ratio']:.2f}"
+                f" ({row['runs']} runs)"
+                for row in few
             ]
     lines += ["", "## Thinking", "", *table(THINKING, report["thinking"])]
     for number, rows in report["workers"].items():

@@ -200,6 +200,13 @@ def test_regret_ranks_and_honesty_by_hand() -> None:
     assert duel["ratio"] == pytest.approx(0.25) and duel["wins"] == 1.0
 
 
+def test_a_rival_of_few_runs_is_not_called_the_strongest() -> None:
+    rows = [{"rival": "gp", "ratio": 2.5, "runs": 2}, {"rival": "tpe", "ratio": 0.5, "runs": 45}]
+    strongest = search_report.hardest(rows, ["gp", "tpe"])
+    assert strongest is not None and strongest["rival"] == "tpe"
+    assert search_report.hardest(rows[:1], ["gp", "tpe"]) is None
+
+
 def test_the_best_of_a_training_is_the_best_that_any_strategy_saw() -> None:
     records = [record("guided", -3.0, best=None), record("gp", -1.0, best=None)]
     best = search_report.best_known(records)

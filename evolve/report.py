@@ -12,6 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from evolve.config import StudyConfig
@@ -33,15 +34,17 @@ def write_trials_csv(trials: Sequence[FrozenTrial], config: StudyConfig, path: P
     metrics = [name for name in _names(map(_metrics, trials)) if name != "fitness"]
     columns = {name: f"metric.{name}" if name in taken else name for name in metrics}
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(
-            file, [*LEADING, *params, *columns.values(), *TRAILING], restval="", lineterminator="\n"
-        )
-        writer.writeheader()
-        for trial in trials:
-            row = {name: trial.user_attrs[name] for name in TRAILING if name in trial.user_attrs}
-            row |= {columns[name]: v for name, v in _metrics(trial).items() if name in columns}
-            row |= {**trial.params, "number": trial.number, "kind": kind_of(trial)}
-            writer.writerow({**row, "state": trial.state.name.lower(), "fitness": value_of(trial)})
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*LEADING, *params, *columns.values(), *TRAILING])
+        for trial in trials:  # lists: dictionaries take twice as long
+            row = [trial.number, kind_of(trial), trial.state.name.lower(), value_of(trial)]
+            for names, values in (
+                (params, trial.params),
+                (columns, _metrics(trial)),
+                (TRAILING, trial.user_attrs),
+            ):
+                row += [values.get(name, "") for name in names]
+            writer.writerow(row)
 
 
 def write_convergence_plot(
@@ -266,9 +269,10 @@ def _draw_parameter(axes: Any, name: str, scene: _Scene) -> Any:
     if pruned:
         style = {"marker": "^", "ms": 3.5, "color": "#BBBBBB", "ls": "", "label": "stopped early"}
         axes.plot([place(t) for t in pruned], heights(pruned), **style)
-    numbers = [trial.number for trial in complete]
+    # arrays: of a list Matplotlib looks at each number for a mask
+    numbers, places = np.array([t.number for t in complete]), [place(t) for t in complete]
     colours: dict[str, Any] = {"c": numbers, "cmap": "viridis", "s": 16, "alpha": 0.85}
-    dots = axes.scatter([place(t) for t in complete], heights(complete), **colours)
+    dots = axes.scatter(np.array(places), np.array(heights(complete)), **colours)
     dots.set_clim(0, max(1, scene.search[-1].number))
     title = name
     if scene.start is not None and name in scene.start.params:

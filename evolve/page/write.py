@@ -22,6 +22,7 @@ from evolve.report import (
 from evolve.summary import Summary
 
 PAGE, TABLE, PANELS = "report.html", "trials.csv", "parameters.png"
+PROGRESS = "convergence.png"
 
 
 def page_text(config: StudyConfig, study: Study, summary: Summary) -> str:
@@ -40,6 +41,8 @@ class Begun:
         self._asking, self._telling = multiprocessing.Pipe(duplex=False)
         self._winner: list[int | None] = []  # its number, once it is told
         many = len(self._trials) > MANY
+        if many:
+            new_figure(1.0, 1.0)  # loads Matplotlib, once for both
         self._finish = beside(self._work) if many else self._work
 
     def tell(self, winner: int | None) -> None:
@@ -56,9 +59,9 @@ class Begun:
     def _work(self) -> None:
         folder = self._config.directory
         write_trials_csv(self._trials, self._config, folder / TABLE)
-        new_figure(1.0, 1.0)  # loads Matplotlib
         winner = self._winner[0] if self._winner else self._asking.recv()
         write_parameter_plot(self._trials, self._config, folder / PANELS, winner)
+        write_convergence_plot(self._trials, self._config, folder / PROGRESS, winner)
 
 
 def write_report(
@@ -66,16 +69,14 @@ def write_report(
 ) -> list[Path]:
     """Write all that the report command gives into the study's folder; returns the files."""
     folder = config.directory
-    trials, winner = study.get_trials(deepcopy=False), winner_of(study, summary)
-    number = winner.number if winner else None
+    winner = winner_of(study, summary)
     begun = begun or Begun(config, study)
-    begun.tell(number)
+    begun.tell(winner.number if winner else None)
     scene = scene_of(config, study, summary)
     with replacing(folder / PAGE) as partial:
         text = page_of(scene, datetime.now())
         partial.write_text(text, encoding="utf-8", errors="replace")
-    write_convergence_plot(trials, config, folder / "convergence.png", number)
-    files = [folder / name for name in (PAGE, TABLE, "convergence.png", PANELS)]
+    files = [folder / name for name in (PAGE, TABLE, PROGRESS, PANELS)]
     for name, write in (("importance", write_importance_plot), ("parallel", write_parallel_plot)):
         path = folder / f"{name}.png"
         if write(scene, path):

@@ -50,13 +50,13 @@ LOUD = ("mlflow.store.db.utils", "alembic", "urllib3.connectionpool")
 def limits() -> Iterator[None]:
     """Set `LIMITS` for our own calls where the user has not, and put the environment back.
 
-    Lines about tables and about each retry stay off the terminal: one warning of ours says it.
+    Lines about tables, retries and faults stay off the terminal: one warning of ours says it.
     """
     ours = {name: value for name, value in LIMITS.items() if name not in os.environ}
     levels = {name: logging.getLogger(name).level for name in LOUD}
     os.environ.update(ours)
     for name in LOUD:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
     finally:

@@ -32,6 +32,7 @@ from evolve.space import Params, Space
 
 RESULTS = Path(__file__).parent / "results" / "search"
 CHECKPOINTS = (25, 50, 100, 200, 300)
+THRIFT = 0.6  # of the epochs of whole trials: where a study that stops some is judged as well
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,13 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     enqueue = cell.strategy in ENQUEUED
     study = new_study(sampler, build_pruner(Plugin(cell.pruning)), problem if enqueue else None)
     began, progress, checkpoints = time.perf_counter(), Progress(), []
+    goals = [] if cell.pruning == "none" else [n for n in CHECKPOINTS if n <= cell.trials]
     for _ in steps(study, problem, cell, progress):
         if progress.told in CHECKPOINTS or progress.told == cell.trials:
             checkpoints.append(judged(study, sampler, problem, progress))
+        while goals and progress.epochs >= THRIFT * goals[0] * problem.epochs:
+            point = judged(study, sampler, problem, progress)
+            checkpoints.append(point | {"thrifty": goals.pop(0)})
     return asdict(cell) | {
         "group": problem.group,
         "noise_sd": problem.noise_sd,
@@ -100,8 +105,9 @@ def steps(study: Study, problem: Problem, cell: Cell, progress: Progress) -> Ite
     distributions = Space.from_dict(problem.space).distributions()
     running: list[tuple[float, int, Trial]] = []  # heap of (time of the end, number, trial)
     now, asked = 0.0, 0
-    while progress.told < cell.trials:
-        while asked < cell.trials and len(running) < cell.workers:
+    thrift = 0.0 if cell.pruning == "none" else THRIFT
+    while progress.told < cell.trials or progress.epochs < thrift * cell.trials * problem.epochs:
+        while len(running) < cell.workers and (asked < cell.trials or not running):
             began = time.perf_counter()
             trial = study.ask(distributions)
             progress.think.append(time.perf_counter() - began)

@@ -59,8 +59,13 @@ def label(record: Record) -> str:
     return str(record["strategy"]) + (" (told the budget)" if record["hint"] else "")
 
 
-def scores(records: Iterable[Record], count: int, best: dict[Place, float]) -> list[Score]:
-    """Return all runs at a trial count; of several lengths the shortest that reaches it."""
+def scores(
+    records: Iterable[Record], count: int, best: dict[Place, float], *, thrifty: bool = False
+) -> list[Score]:
+    """Return all runs at a trial count; of several lengths the shortest that reaches it.
+
+    `thrifty`: when they had spent 0.6 x the epochs of so many whole trials.
+    """
     chosen: dict[tuple[str, Place], Record] = {}
     for record in sorted(records, key=lambda one: -one["trials"]):
         if record["trials"] >= count:
@@ -69,7 +74,8 @@ def scores(records: Iterable[Record], count: int, best: dict[Place, float]) -> l
         score(record, point, best[place])
         for (_, place), record in sorted(chosen.items())
         for point in record["checkpoints"]
-        if point["trials"] == count
+        if point.get("thrifty") == (count if thrifty else None)
+        and (thrifty or point["trials"] == count)
     ]
 
 
@@ -195,14 +201,22 @@ def thinking(records: Iterable[Record]) -> list[Row]:
 
 
 def against_plain(
-    plain: Sequence[Record], other: Sequence[Record], best: dict[Place, float], by_problem: bool
+    plain: Sequence[Record],
+    other: Sequence[Record],
+    best: dict[Place, float],
+    *,
+    by_problem: bool = False,
+    thrifty: bool = False,
 ) -> list[Row]:
-    """Compare runs with workers or pruning with those without, at the same trial counts."""
+    """Compare runs with workers or pruning with those without, at the same trial counts.
+
+    `thrifty`: the others when they had spent 0.6 x the epochs of so many whole trials.
+    """
     rows = []
     for count in COUNTS:
         base = {(one.strategy, one.place): one for one in scores(plain, count, best)}
         pairs: dict[tuple[str, str], list[tuple[Score, Score]]] = defaultdict(list)
-        for one in scores(other, count, best):
+        for one in scores(other, count, best, thrifty=thrifty):
             if (one.strategy, one.place) in base:
                 key = one.strategy, one.problem if by_problem else "all"
                 pairs[key].append((one, base[one.strategy, one.place]))
@@ -223,6 +237,19 @@ def against_plain(
                 }
             )
     return rows
+
+
+def stopping(
+    plain: Sequence[Record],
+    found: Sequence[Record],
+    rule: str,
+    best: dict[Place, float],
+    *,
+    thrifty: bool,
+) -> list[Row]:
+    """Compare the runs of a pruning rule with those that train each trial whole."""
+    stopped = [one for one in found if one["pruning"] == rule]
+    return against_plain(plain, stopped, best, by_problem=True, thrifty=thrifty)
 
 
 def shown(records: Iterable[Record], seeds: Sequence[int], extra: Sequence[str]) -> list[Record]:
@@ -267,14 +294,12 @@ def report_of(records: Sequence[Record], seeds: Sequence[int], extra: Sequence[s
         "thinking": thinking(plain),
         "workers": {
             str(number): against_plain(
-                plain, [one for one in found if one["workers"] == number], best, False
+                plain, [one for one in found if one["workers"] == number], best
             )
             for number in crowds
         },
-        "pruning": {
-            rule: against_plain(plain, [one for one in found if one["pruning"] == rule], best, True)
-            for rule in pruned
-        },
+        "pruning": {rule: stopping(plain, found, rule, best, thrifty=False) for rule in pruned},
+        "thrifty": {rule: stopping(plain, found, rule, best, thrifty=True) for rule in pruned},
     }
 
 
@@ -368,7 +393,9 @@ def markdown(report: Row) -> str:
     for number, rows in report["workers"].items():
         lines += ["", f"## {number} asynchronous workers against one", "", *table(PLAIN, rows)]
     for rule, rows in report["pruning"].items():
-        lines += ["", f"## {rule} against no pruning", "", *table(PLAIN, rows)]
+        lines += ["", f"## {rule} against no pruning, trial for trial", "", *table(PLAIN, rows)]
+    for rule, rows in report["thrifty"].items():
+        lines += ["", f"## {rule} with 0.6 x the epochs of no pruning", "", *table(PLAIN, rows)]
     return "\n".join(lines) + "\n"
 
 

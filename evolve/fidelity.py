@@ -40,20 +40,25 @@ class ForecastPruner(BasePruner):
     """Stops a trial that will hardly end among the best: its final value is forecast at each step.
 
     The forecast is a robust line through (value at this step, final value) of whole trials. To be
-    among the `best` (a number of trials) is asked for, not to beat the best: that one was lucky.
+    among the `best` is asked for, not to beat the best: that one was lucky. The few best of many
+    were all lucky, so their number grows with the study: `share` of its trials.
 
     Args:
         best: a trial is a candidate if it ends above the so-many-th best value.
+        share: of all trials, where that is more than `best`.
         chance: least probability of that; below it the trial stops.
     """
 
-    def __init__(self, best: int = 5, chance: float = 0.1) -> None:
+    def __init__(self, best: int = 5, chance: float = 0.05, share: float = 0.2) -> None:
         if not isinstance(best, int) or best < 1:
             raise ValueError(f"best={best!r} must be a whole number, at least 1")
         if not isinstance(chance, int | float) or not 0 <= chance < 0.5:
             raise ValueError(f"chance={chance!r} must be 0 or more and below 0.5")
+        if not isinstance(share, int | float) or not 0 <= share < 1:
+            raise ValueError(f"share={share!r} must be 0 or more and below 1")
         self._best = best
         self._chance = chance
+        self._share = share
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Return whether the trial should stop."""
@@ -67,7 +72,8 @@ class ForecastPruner(BasePruner):
         ends = np.sort(ends[np.isfinite(ends)])
         if not math.isfinite(mean) or len(ends) < LEAST:
             return False
-        target = ends[-min(self._best, len(ends))]
+        candidates = max(self._best, math.ceil(self._share * len(ends)))
+        target = ends[-min(candidates, len(ends))]
         return _above(target, float(mean), float(sd)) < self._chance
 
 

@@ -99,7 +99,7 @@ def surest_blend(
     index = int(np.argmax(safe_gains))
     means, errors = model.predict(places[index : index + 1])
     mean = float(scale.original(means)[0]) * (1.0 if maximize else -1.0)
-    half = _half(BLEND_DOUBT * float(errors[0]) * scale.unit, estimates.noise, 0)
+    half = _half(BLEND_DOUBT * float(errors[0]) * scale.unit, estimates.noise, BLENDED[0])
     return Recommendation(
         blends[index], mean, estimates.noise, 0, (mean - half, mean + half), UNMEASURED
     )
@@ -216,6 +216,6 @@ def _recommended(
 
 
 def _half(error: float, noise: float, n: int) -> float:
-    """Return half the width of a 90 % interval of what was measured n times."""
+    """Return half the width of a 90 % interval of what n measurements speak for."""
     # late in a study many neighbours make the model surer of a place than it is right about it
     return Z90 * max(error, noise / math.sqrt(n - 1 + TRUST))

@@ -154,7 +154,17 @@ def test_eight_workers_end_all_trials_and_pruning_saves_epochs() -> None:
         search.Cell("random", "real-mlp-cancer", 0, 25, pruning="successive-halving")
     )
     assert whole["checkpoints"][-1]["epochs"] == 25 * 12
-    assert pruned["checkpoints"][-1]["epochs"] < 25 * 12
+    points = {(point["trials"], point.get("thrifty")): point for point in pruned["checkpoints"]}
+    assert points[25, None]["epochs"] < 25 * 12
+    (thrifty,) = (point for (_, goal), point in points.items() if goal == 25)
+    assert 0.6 * 25 * 12 <= thrifty["epochs"] < 0.6 * 25 * 12 + 12
+    report = search_report.report_of(
+        [one | {"seed": 10, "strategy": "guided"} for one in (whole, pruned)], [10]
+    )
+    (row,) = report["thrifty"]["successive-halving"]
+    assert row["trials"] == 25
+    assert row["epochs"] == pytest.approx(thrifty["epochs"] / 300)
+    assert "## successive-halving with 0.6 x the epochs" in search_report.markdown(report)
 
 
 def test_multiplying_rules_leave_zero_and_choices_and_keep_the_sign() -> None:

@@ -14,6 +14,7 @@ from evolve.errors import ConfigError
 from evolve.fidelity import (
     PRUNERS,
     CheckedPruner,
+    ForecastPruner,
     build_pruner,
     final_values,
     forecast_final,
@@ -146,6 +147,29 @@ def test_a_forecast_stops_what_cannot_end_among_the_best() -> None:
     assert max(pruned) < sorted(whole)[-3]
 
 
+def test_the_few_luckiest_of_many_trials_are_not_what_a_trial_must_beat() -> None:
+    equals = finished_noisily(200)
+    newcomer = create_trial(
+        state=TrialState.RUNNING,
+        intermediate_values={0: 0.5, 1: 0.5},
+        user_attrs={"kind": "search"},
+    )
+    study = optuna.create_study(direction="maximize")
+    study.add_trials(equals)
+    study.add_trial(newcomer)
+    trial = study.trials[-1]
+    assert ForecastPruner(share=0.0, chance=0.1).prune(study, trial)
+    assert not ForecastPruner(chance=0.1).prune(study, trial)
+
+
+def finished_noisily(count: int) -> list[FrozenTrial]:
+    """Return trials that are all equally good: what differs is luck, early and late."""
+    rng = np.random.default_rng(0)
+    early, late_luck = rng.normal(0.5, 0.01, (2, count))
+    values = zip(early.tolist(), (0.5 * (early + late_luck)).tolist(), strict=True)
+    return [finished([0.5, first, last]) for first, last in values]
+
+
 def test_start_values_and_repeats_are_measured_whole() -> None:
     kinds = {
         kind: may_be_pruned(create_trial(value=0.0, user_attrs={"kind": kind}))
@@ -171,6 +195,7 @@ def test_every_rule_is_built_by_its_name(name: str) -> None:
         (Plugin("median", {"check_after": 2}), "check_after=2 must be a whole number, at least 5"),
         (Plugin("median", {"min_rank": 1}), "min_rank=1 must be -1 to 1"),
         (Plugin("forecast", {"chance": 0.7}), "chance=0.7 must be 0 or more and below 0.5"),
+        (Plugin("forecast", {"share": 1.0}), "share=1.0 must be 0 or more and below 1"),
         (Plugin("forecast", {"best": 0}), "best=0 must be a whole number, at least 1"),
     ],
 )

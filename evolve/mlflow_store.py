@@ -255,17 +255,17 @@ class Store:
             ("trials, best first", table),
             ("curves of all trials", f"{table}&compareRunsMode=CHART"),
         ]
-        top = [
-            run for run in self.find(_trials_of(parent), best=10) if "fitness" in run.data.metrics
-        ]
+        tags = self.get(parent).data.tags
+        best = self.find(_trials_of(parent), best=10)
+        top = [run.info.run_id for run in best if "fitness" in run.data.metrics]
+        if winner := tags.get("evolve.best_run"):  # which is seldom the one that measured best
+            top = [winner, *(run for run in top if run != winner)][:10]
         if len(top) > 1:
-            runs = _quoted_list([run.info.run_id for run in top])
-            pages = f"runs={runs}&experiments={_quoted_list([self.experiment])}"  # runs come first
-            address = f"{base}/#/compare-runs?{pages}&{TRAINING_PAGES}"
-            found.append((f"the best {len(top)} compared", address))
+            runs = _quoted_list(top)
+            pages = f"runs={runs}&experiments={_quoted_list([self.experiment])}&{TRAINING_PAGES}"
+            found.append((f"the best {len(top)} compared", f"{base}/#/compare-runs?{pages}"))
         found.append(("the study", f"{page}/runs/{parent}?{TRAINING_PAGES}"))
-        model = self.get(parent).data.tags.get("evolve.model")
-        if model:
+        if model := tags.get("evolve.model"):
             address = f"{base}/#/models/{quote(model, safe='')}?{TRAINING_PAGES}"
             found.append(("the champion", address))
         return found

@@ -671,6 +671,11 @@ def test_links_lead_to_the_best_trials_of_this_study(bench: Bench) -> None:
     experiment = bench.store._client.get_experiment(bench.store.experiment)
     view = experiment.tags[f"mlflow.sharedViewState.evolve-{parent.info.run_id}"]
     assert "params.`lr0`" in view and "toy: best first" in view
+    winner = runs[0].info.run_id  # it measured worst: one that measured better was lucky
+    bench.store._client.set_tag(parent.info.run_id, "evolve.best_run", winner)
+    compared = dict(bench.tracker.links())["the best 10 compared"]
+    assert compared.index(winner) < compared.index(runs[11].info.run_id)
+    assert runs[2].info.run_id not in compared
 
 
 def test_links_are_found_without_starting(bench: Bench) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from evolve.errors import ConfigError
-from evolve.jobs import Death, Event, Job, Outcome, Report, printing_to, run_attempt
+from evolve.jobs import Death, Event, Job, Outcome, Report, run_logged
 from evolve.machine import Placement
 from evolve.worker_options import WorkerOptions
 
@@ -204,10 +204,9 @@ def _run(
     def tell(report: Report) -> bool:
         return bool(ray.get(mailbox.tell.remote(report)))
 
-    with printing_to(Path(job.directory) / "trial.log"):
-        node = ray.get_runtime_context().get_node_id()
-        print(f"trial {job.number}, attempt {job.attempt} on node {node} of {os.uname().nodename}")
-        return run_attempt(objective, placement, job, tell)
+    node = f"{ray.get_runtime_context().get_node_id()} of {os.uname().nodename}"
+    heading = f"trial {job.number}, attempt {job.attempt} on node {node}"
+    return run_logged(objective, placement, job, tell, heading)
 
 
 class _Mailbox:

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,12 +95,25 @@ class Pool(Protocol):
         """Return the bytes that each running trial holds, as far as that is known."""
 
 
+def run_logged(
+    objective_name: str, placement: Placement, job: Job, tell: Tell, heading: str = ""
+) -> Outcome:
+    """Run one attempt of a trial here with its output, after a heading, in the trial's log."""
+    try:
+        with printing_to(Path(job.directory) / "trial.log"):
+            if heading:
+                print(heading)
+            return run_attempt(objective_name, placement, job, tell)
+    except OSError as error:  # there is no log, as on a full disk
+        return Outcome(job.number, None, _reason(error), disk_full=disk_is_full(error))
+
+
 def run_attempt(objective_name: str, placement: Placement, job: Job, tell: Tell) -> Outcome:
     """Run one attempt of a trial here; whatever it raises is its outcome."""
     try:
         objective = load_objective(objective_name)  # imported once a process
     except ConfigError as error:
-        traceback.print_exc()
+        _log_traceback()
         return Outcome(job.number, None, str(error), fatal=True)
 
     def report(step: int, metrics: Mapping[str, float]) -> bool:
@@ -119,7 +132,7 @@ def run_attempt(objective_name: str, placement: Placement, job: Job, tell: Tell)
     try:
         metrics = as_metrics(objective.evaluate(dict(job.params), context))
     except (Exception, SystemExit) as error:  # whatever a trial does, the study goes on
-        traceback.print_exc()
+        _log_traceback()
         seconds, full = time.monotonic() - begin, disk_is_full(error)
         return Outcome(job.number, None, _reason(error), seconds=seconds, disk_full=full)
     seconds = time.monotonic() - begin
@@ -142,8 +155,13 @@ def _describe(objective: Objective, params: dict[str, Any]) -> dict[str, Any]:
         described: dict[str, Any] = json.loads(json.dumps(describe(dict(params)), default=str))
         return described
     except Exception:  # a description is an extra: its fault is logged and costs no trial
-        traceback.print_exc()
+        _log_traceback()
         return {}
+
+
+def _log_traceback() -> None:
+    with suppress(OSError):  # the disk may be what is full
+        traceback.print_exc()
 
 
 @contextmanager
@@ -159,9 +177,21 @@ def printing_to(path: Path) -> Iterator[None]:
             os.dup2(target, descriptor)
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush_or_drop()
         for descriptor, copy in saved:
             os.dup2(copy, descriptor)
             os.close(copy)
         os.close(target)
+
+
+def _flush_or_drop() -> None:
+    """Flush this process's output; what a full disk does not take must not appear elsewhere."""
+    for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
+            with suppress(OSError):
+                stream.flush()

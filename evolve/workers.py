@@ -16,12 +16,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from evolve.errors import RunFailed
-from evolve.jobs import Death, Event, Job, Outcome, Report, printing_to, run_attempt
+from evolve.jobs import Death, Event, Job, Outcome, Report, run_logged
 from evolve.machine import THREAD_VARIABLES, Placement, free_gpu_memory, memory_of
 
 __all__ = ["Death", "Event", "Job", "Outcome", "Report", "WorkerPool"]
@@ -247,10 +246,9 @@ def _serve(connection: Connection, objective_name: str, placement: Placement) ->
     try:
         while True:
             job = _receive(connection)
-            with printing_to(Path(job.directory) / "trial.log"):
-                outcome = run_attempt(
-                    objective_name, placement, job, lambda report: _told(connection, report)
-                )
+            outcome = run_logged(
+                objective_name, placement, job, lambda report: _told(connection, report)
+            )
             _send(connection, outcome)
     except _Stopped:
         return

@@ -143,6 +143,25 @@ def test_errors_are_reasons_and_the_worker_lives_on(toys: Path) -> None:
     assert fine.metrics == {"fitness": 1.0}
 
 
+def test_a_log_that_a_full_disk_does_not_take_costs_no_worker(
+    toys: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    logs = [Path(f"trials/{number}/trial.log") for number in (0, 1)]
+    for log in logs:
+        log.parent.mkdir(parents=True)
+    logs[0].symlink_to("/dev/full")  # it opens, and takes nothing
+    with WorkerPool("toy_objectives:first_fails_once", [Placement("w", ("cpu",), 1)]) as pool:
+        pool.submit(job(0))
+        failed = wait_for(pool, Outcome)
+        logs[0].unlink()
+        pool.submit(job(1))
+        fine = wait_for(pool, Outcome)
+    assert isinstance(failed, Outcome) and isinstance(fine, Outcome)
+    assert (failed.metrics, failed.reason) == (None, "RuntimeError: a crash in trial 0")
+    assert fine.metrics == {"fitness": 1.0}
+    assert "crash" not in logs[1].read_text() + "".join(capfd.readouterr())
+
+
 def test_a_dead_worker_is_replaced(toys: Path) -> None:
     with WorkerPool("toy_objectives:suicidal", [Placement("w", ("cpu",), 1)]) as pool:
         pool.submit(job(1))
